@@ -1,0 +1,1 @@
+//! Block backends, overlays, partition tables and file systems.

@@ -1,0 +1,3 @@
+//! The `kvmbake` command.
+
+fn main() {}
