@@ -1,1 +1,7 @@
 //! The virtual machine monitor.
+
+pub mod bus;
+pub mod error;
+pub mod interrupts;
+
+pub use error::Error;
