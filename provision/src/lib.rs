@@ -1,1 +1,15 @@
-//! The guest as seen over SSH.
+//! The guest as seen over SSH, and what it is given at its first boot.
+//!
+//! A leaf: nothing here knows of virtual machines or of our network. A [`session::Session`] speaks over any byte stream,
+//! a [`seed`] is the bytes of a disk, and [`http`] serves any stream that it is handed. Everything that a guest sends
+//! is hostile: it is bounded, and it ends in an error value, never in a panic.
+//!
+//! The order of a build: [`key`] and [`seed`] before the boot, [`session`] and [`wait`] once sshd answers, [`step`]s in
+//! their order, [`seal`] at the end.
+#![forbid(unsafe_code)]
+
+pub mod key;
+pub mod output;
+pub mod seed;
+
+pub use key::BuildKey;
