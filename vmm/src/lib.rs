@@ -1,5 +1,6 @@
 //! The virtual machine monitor.
 
+pub mod boot;
 pub mod bus;
 pub mod error;
 pub mod interrupts;
