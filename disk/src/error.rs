@@ -53,6 +53,7 @@ impl ErrorKind {
             io::ErrorKind::AlreadyExists => ErrorKind::AlreadyExists,
             io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => ErrorKind::NoSpace,
             io::ErrorKind::UnexpectedEof => ErrorKind::Truncated,
+            io::ErrorKind::InvalidData => ErrorKind::Corrupt,
             io::ErrorKind::Unsupported => ErrorKind::Unsupported,
             _ => ErrorKind::Io,
         }
@@ -106,9 +107,19 @@ impl Error {
         }))
     }
 
-    /// Makes an error out of one of the operating system; the kind follows from it.
+    /// Makes an error out of one of the operating system; the kind follows from it. An error of
+    /// this crate that travelled inside comes out as it was.
     pub fn io(operation: &'static str, source: io::Error) -> Error {
-        Error::new(ErrorKind::of_io(&source), operation).caused_by(source)
+        match source.downcast::<Error>() {
+            Ok(inner) => inner,
+            Err(source) => Error::new(ErrorKind::of_io(&source), operation).caused_by(source),
+        }
+    }
+
+    /// Hides this error in one of the operating system, on its way through a library that knows
+    /// only those; [`Error::io`] finds it again.
+    pub(crate) fn into_io(self) -> io::Error {
+        io::Error::other(self)
     }
 
     /// Names the file concerned, unless an inner layer has named one.

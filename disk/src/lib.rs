@@ -1,9 +1,21 @@
 //! Block backends, overlays, partition tables and file systems.
 
 pub mod block;
+pub mod counted;
 pub mod error;
+pub mod format;
+mod host_file;
+mod lock;
 pub mod memory;
+pub mod open;
+pub mod qcow2;
+pub mod raw;
 
 pub use block::{Block, Extent};
+pub use counted::{Counted, Counts};
 pub use error::{Error, ErrorKind};
+pub use format::{Format, probe};
 pub use memory::MemoryBlock;
+pub use open::{OpenOptions, open};
+pub use qcow2::create_overlay;
+pub use raw::RawBlock;

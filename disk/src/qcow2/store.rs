@@ -1,0 +1,179 @@
+//! What imago's qcow2 driver sees as its files: the image itself, and the disk behind it.
+//!
+//! imago's own `File` holds a lock through fsync and opens files by name; this store is handed
+//! files that are already open and locked, keeps `sync` out of everybody's way, and lets any
+//! [`Block`] stand in as the backing disk.
+
+use std::fmt;
+use std::io;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use imago::Storage;
+use imago::io_buffers::{IoVector, IoVectorMut};
+use imago::storage::drivers::CommonStorageHelper;
+
+use crate::block::Block;
+use crate::error::{Error, ErrorKind};
+use crate::host_file::HostFile;
+
+/// A file of the image, or a backing disk.
+pub(super) struct Store {
+    kind: Kind,
+    helper: CommonStorageHelper,
+}
+
+enum Kind {
+    File(FileStore),
+    Base(Arc<dyn Block>),
+}
+
+struct FileStore {
+    file: HostFile,
+    /// The file's length. It only grows, and only under `growing`, before anything is written
+    /// into the new part: so no write is ever cut off, and the new part is known to be zero.
+    len: AtomicU64,
+    growing: Mutex<()>,
+}
+
+impl Store {
+    pub(super) fn file(file: HostFile) -> Store {
+        Store {
+            kind: Kind::File(FileStore {
+                len: AtomicU64::new(file.len()),
+                file,
+                growing: Mutex::new(()),
+            }),
+            helper: CommonStorageHelper::default(),
+        }
+    }
+
+    pub(super) fn base(disk: Arc<dyn Block>) -> Store {
+        Store { kind: Kind::Base(disk), helper: CommonStorageHelper::default() }
+    }
+
+    /// Gives the range's space back to the host; a no-op where that is impossible.
+    pub(super) fn punch(&self, offset: u64, len: u64) -> io::Result<()> {
+        match &self.kind {
+            Kind::File(store) => match store.file.punch(offset, len) {
+                Err(error) if error.kind() == io::ErrorKind::Unsupported => Ok(()),
+                result => result,
+            },
+            Kind::Base(_) => Ok(()),
+        }
+    }
+}
+
+impl FileStore {
+    /// Grows the file to at least `end`; returns the length it had before.
+    fn grow(&self, end: u64) -> io::Result<u64> {
+        let len = self.len.load(Ordering::Acquire);
+        if end <= len {
+            return Ok(len);
+        }
+        let _growing = self.growing.lock().unwrap_or_else(PoisonError::into_inner);
+        let len = self.len.load(Ordering::Acquire);
+        if end > len {
+            self.file.set_len(end)?;
+            self.len.store(end, Ordering::Release);
+        }
+        Ok(len)
+    }
+
+    fn read(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
+        let stored =
+            self.len.load(Ordering::Acquire).saturating_sub(offset).min(buf.len() as u64) as usize;
+        let (stored, behind) = buf.split_at_mut(stored);
+        behind.fill(0);
+        if stored.is_empty() {
+            return Ok(());
+        }
+        self.file.read_exact_at(stored, offset).map_err(Error::into_io)
+    }
+}
+
+impl Storage for Store {
+    fn size(&self) -> io::Result<u64> {
+        Ok(match &self.kind {
+            Kind::File(store) => store.len.load(Ordering::Acquire),
+            Kind::Base(disk) => disk.len(),
+        })
+    }
+
+    unsafe fn pure_readv(&self, bufv: IoVectorMut<'_>, mut offset: u64) -> io::Result<()> {
+        for mut buf in bufv.into_inner() {
+            match &self.kind {
+                Kind::File(store) => store.read(&mut buf, offset)?,
+                Kind::Base(disk) => {
+                    let stored = disk.len().saturating_sub(offset).min(buf.len() as u64);
+                    let (stored, behind) = buf.split_at_mut(stored as usize);
+                    behind.fill(0);
+                    if !stored.is_empty() {
+                        disk.read_at(stored, offset).map_err(Error::into_io)?;
+                    }
+                }
+            }
+            offset += buf.len() as u64;
+        }
+        Ok(())
+    }
+
+    unsafe fn pure_writev(&self, bufv: IoVector<'_>, mut offset: u64) -> io::Result<()> {
+        let Kind::File(store) = &self.kind else {
+            return Err(Error::new(ErrorKind::ReadOnly, "write").into_io());
+        };
+        store.grow(end_of(offset, bufv.len())?)?;
+        for buf in bufv.into_inner() {
+            store.file.write_all_at(&buf, offset)?;
+            offset += buf.len() as u64;
+        }
+        Ok(())
+    }
+
+    unsafe fn pure_write_zeroes(&self, offset: u64, length: u64) -> io::Result<()> {
+        let Kind::File(store) = &self.kind else {
+            return Err(Error::new(ErrorKind::ReadOnly, "write").into_io());
+        };
+        let old_len = store.grow(end_of(offset, length)?)?;
+        // imago writes zeroes itself when this is `Unsupported`.
+        store.file.punch(offset, length.min(old_len.saturating_sub(offset)))
+    }
+
+    fn flush(&self) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        match &self.kind {
+            Kind::File(store) => store.file.sync_data(),
+            Kind::Base(_) => Ok(()),
+        }
+    }
+
+    unsafe fn invalidate_cache(&self) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn get_storage_helper(&self) -> &CommonStorageHelper {
+        &self.helper
+    }
+}
+
+fn end_of(offset: u64, len: u64) -> io::Result<u64> {
+    offset.checked_add(len).ok_or_else(|| io::Error::from_raw_os_error(libc::EFBIG))
+}
+
+impl fmt::Display for Store {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.kind {
+            Kind::File(store) => write!(f, "{}", store.file.path().display()),
+            Kind::Base(disk) => write!(f, "backing disk of {} bytes", disk.len()),
+        }
+    }
+}
+
+impl fmt::Debug for Store {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Store({self})")
+    }
+}
