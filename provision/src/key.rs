@@ -18,7 +18,9 @@ pub enum KeyError {
     #[error("Not a private key in OpenSSH, PKCS#8 or PEM form")]
     Unreadable(#[source] russh::keys::Error),
     /// The key needs a passphrase, and a build has nobody to ask.
-    #[error("The private key is protected by a passphrase; give an unprotected one, or leave it out to have one made")]
+    #[error(
+        "The private key is protected by a passphrase; give an unprotected one, or leave it out to have one made"
+    )]
     Passphrase,
     /// The key's algorithm is not one that we sign with.
     #[error("Private keys of type {algorithm} are not supported; use ed25519 or ecdsa")]
@@ -53,7 +55,8 @@ impl BuildKey {
         let pair = Ed25519Keypair::from_seed(&seed);
         // A comment ends the line in `authorized_keys`: only visible characters may be in it.
         let build: String = build.chars().filter(|c| c.is_ascii_graphic()).collect();
-        let pair = PrivateKey::new(pair.into(), format!("kvmbake-{build}")).map_err(KeyError::Encode)?;
+        let pair =
+            PrivateKey::new(pair.into(), format!("kvmbake-{build}")).map_err(KeyError::Encode)?;
         Ok(BuildKey { pair: Arc::new(pair) })
     }
 
@@ -83,8 +86,13 @@ impl BuildKey {
     /// Returns the public key as one line of `authorized_keys`, without a newline: type, key, comment.
     pub fn public_openssh(&self) -> String {
         let (kind, blob) = self.public_parts();
-        let comment = String::from_utf8_lossy(self.pair.public_key().comment().as_ref()).into_owned();
-        if comment.is_empty() { format!("{kind} {blob}") } else { format!("{kind} {blob} {comment}") }
+        let comment =
+            String::from_utf8_lossy(self.pair.public_key().comment().as_ref()).into_owned();
+        if comment.is_empty() {
+            format!("{kind} {blob}")
+        } else {
+            format!("{kind} {blob} {comment}")
+        }
     }
 
     /// Returns the base64 field of the public key: what identifies it wherever it was written, whatever the comment.
@@ -139,7 +147,11 @@ mod tests {
             .args(arguments)
             .output()
             .expect("ssh-keygen is missing: install the Debian package openssh-client");
-        assert!(output.status.success(), "ssh-keygen {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+        assert!(
+            output.status.success(),
+            "ssh-keygen {arguments:?}: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
         String::from_utf8(output.stdout).expect("text")
     }
 
@@ -152,7 +164,8 @@ mod tests {
         let path = folder.path().join("key");
         let mut options = std::fs::OpenOptions::new();
         let mut file = options.write(true).create_new(true).mode(0o600).open(&path).expect("file");
-        std::io::Write::write_all(&mut file, key.private_openssh().expect("text").as_bytes()).expect("write");
+        std::io::Write::write_all(&mut file, key.private_openssh().expect("text").as_bytes())
+            .expect("write");
         let path = path.to_str().expect("path");
         assert_eq!(ssh_keygen(&["-y", "-f", path]).trim(), key.public_openssh());
         assert!(ssh_keygen(&["-l", "-f", path]).contains(&key.fingerprint()));
@@ -163,8 +176,19 @@ mod tests {
         for kind in ["ed25519", "ecdsa"] {
             let folder = tempfile::tempdir().expect("folder");
             let path = folder.path().join("key");
-            ssh_keygen(&["-q", "-t", kind, "-N", "", "-C", "someone@there", "-f", path.to_str().expect("path")]);
-            let key = BuildKey::from_openssh(&std::fs::read_to_string(&path).expect("text")).expect("key");
+            ssh_keygen(&[
+                "-q",
+                "-t",
+                kind,
+                "-N",
+                "",
+                "-C",
+                "someone@there",
+                "-f",
+                path.to_str().expect("path"),
+            ]);
+            let key = BuildKey::from_openssh(&std::fs::read_to_string(&path).expect("text"))
+                .expect("key");
             let public = std::fs::read_to_string(path.with_extension("pub")).expect("public");
             assert_eq!(key.public_openssh(), public.trim());
         }
@@ -179,7 +203,19 @@ mod tests {
         assert!(matches!(BuildKey::from_openssh(&text), Err(KeyError::Passphrase)));
         for format in ["RFC4716", "PEM"] {
             let rsa = folder.path().join(format);
-            ssh_keygen(&["-q", "-t", "rsa", "-b", "2048", "-m", format, "-N", "", "-f", rsa.to_str().expect("path")]);
+            ssh_keygen(&[
+                "-q",
+                "-t",
+                "rsa",
+                "-b",
+                "2048",
+                "-m",
+                format,
+                "-N",
+                "",
+                "-f",
+                rsa.to_str().expect("path"),
+            ]);
             let text = std::fs::read_to_string(&rsa).expect("text");
             let error = BuildKey::from_openssh(&text).expect_err("refused");
             assert!(matches!(error, KeyError::Algorithm { .. }), "{format}: {error:?}");

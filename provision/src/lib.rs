@@ -8,8 +8,13 @@
 //! their order, [`seal`] at the end.
 #![forbid(unsafe_code)]
 
+pub mod command;
 pub mod key;
 pub mod output;
 pub mod seed;
+pub mod session;
 
+pub use command::{Command, ExitStatus, Privilege, Program};
 pub use key::BuildKey;
+pub use output::{Output, Stream};
+pub use session::{ConnectError, Login, Session, SessionError};

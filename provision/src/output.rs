@@ -193,7 +193,10 @@ mod tests {
         tail.write(Stream::Stdout, b"a\nb\nc\n");
         tail.write(Stream::Stderr, b"oops");
         let kept = tail.into_lines();
-        assert_eq!(kept.iter().map(|line| line.text.as_str()).collect::<Vec<_>>(), ["b", "c", "oops"]);
+        assert_eq!(
+            kept.iter().map(|line| line.text.as_str()).collect::<Vec<_>>(),
+            ["b", "c", "oops"]
+        );
         assert_eq!(kept[2].stream, Stream::Stderr);
     }
 }

@@ -36,7 +36,10 @@ impl TimeProvider for FixedTime {
         Date { year: 2000, month: 1, day: 1 }
     }
     fn get_current_date_time(&self) -> DateTime {
-        DateTime { date: self.get_current_date(), time: Time { hour: 0, min: 0, sec: 0, millis: 0 } }
+        DateTime {
+            date: self.get_current_date(),
+            time: Time { hour: 0, min: 0, sec: 0, millis: 0 },
+        }
     }
 }
 
@@ -80,7 +83,8 @@ fn write_files(disk: &mut Cursor<Vec<u8>>, files: &[File<'_>]) -> std::io::Resul
 
 /// FNV-1a over names and contents: stable, and different for different seeds, which is all a volume number must be.
 fn volume_number(files: &[File<'_>]) -> u32 {
-    let bytes = files.iter().flat_map(|file| file.name.as_bytes().iter().chain([&0]).chain(file.content));
+    let bytes =
+        files.iter().flat_map(|file| file.name.as_bytes().iter().chain([&0]).chain(file.content));
     bytes.fold(0x811c_9dc5, |hash, &byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193))
 }
 
@@ -90,11 +94,14 @@ mod tests {
     use std::process::Command;
 
     fn run(program: &str, package: &str, arguments: &[&str]) -> String {
-        let output = Command::new(program)
-            .args(arguments)
-            .output()
-            .unwrap_or_else(|error| panic!("{program}: {error}: install the Debian package {package}"));
-        assert!(output.status.success(), "{program} {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+        let output = Command::new(program).args(arguments).output().unwrap_or_else(|error| {
+            panic!("{program}: {error}: install the Debian package {package}")
+        });
+        assert!(
+            output.status.success(),
+            "{program} {arguments:?}: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
         String::from_utf8_lossy(&output.stdout).into_owned()
     }
 
@@ -102,8 +109,20 @@ mod tests {
     fn blkid_fsck_and_mtools_read_the_image() {
         let long = vec![b'#'; 3 << 20];
         for (files, label) in [
-            (vec![File { name: "meta-data", content: b"a: b\n" }, File { name: "user-data", content: b"" }], "cidata"),
-            (vec![File { name: "user-data", content: &long }, File { name: "meta-data", content: b"x" }], "CONFIG-2"),
+            (
+                vec![
+                    File { name: "meta-data", content: b"a: b\n" },
+                    File { name: "user-data", content: b"" },
+                ],
+                "cidata",
+            ),
+            (
+                vec![
+                    File { name: "user-data", content: &long },
+                    File { name: "meta-data", content: b"x" },
+                ],
+                "CONFIG-2",
+            ),
         ] {
             let image = image(label, &files).expect("image");
             let folder = tempfile::tempdir().expect("folder");

@@ -28,14 +28,19 @@ pub fn multipart(parts: &[Part<'_>]) -> Vec<u8> {
         number += 1;
     };
     let mut message =
-        format!("MIME-Version: 1.0\nContent-Type: multipart/mixed; boundary=\"{boundary}\"\n\n").into_bytes();
+        format!("MIME-Version: 1.0\nContent-Type: multipart/mixed; boundary=\"{boundary}\"\n\n")
+            .into_bytes();
     for part in parts {
         message.extend_from_slice(format!("--{boundary}\n").as_bytes());
         if is_multipart(part.content) {
             message.extend_from_slice(part.content);
         } else {
             let name = part.name;
-            let kind = if part.content.starts_with(&[0x1f, 0x8b]) { "application/gzip" } else { "text/plain" };
+            let kind = if part.content.starts_with(&[0x1f, 0x8b]) {
+                "application/gzip"
+            } else {
+                "text/plain"
+            };
             message.extend_from_slice(
                 format!(
                     "Content-Type: {kind}\nContent-Transfer-Encoding: base64\n\
@@ -79,9 +84,15 @@ mod tests {
     #[test]
     fn a_part_that_holds_the_boundary_makes_another_boundary() {
         let inner = multipart(&[Part { content: b"#!/bin/sh\n", name: "a" }]);
-        let outer = multipart(&[Part { content: &inner, name: "b" }, Part { content: b"#cloud-config\n", name: "c" }]);
+        let outer = multipart(&[
+            Part { content: &inner, name: "b" },
+            Part { content: b"#cloud-config\n", name: "c" },
+        ]);
         let text = String::from_utf8(outer).expect("text");
         assert!(text.contains("seed=0001==\""), "{text}");
-        assert_eq!(text.matches("--==kvmbake=boundary=of=one=document=in=a=seed=0001==").count(), 3);
+        assert_eq!(
+            text.matches("--==kvmbake=boundary=of=one=document=in=a=seed=0001==").count(),
+            3
+        );
     }
 }

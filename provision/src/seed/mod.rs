@@ -14,13 +14,17 @@ pub use nocloud::NoCloud;
 #[derive(Debug, thiserror::Error)]
 pub enum SeedError {
     /// A host name that the guest would refuse or misread.
-    #[error("Host name {name:?} is not usable: letters, digits, '-' and '.', at most 253 characters")]
+    #[error(
+        "Host name {name:?} is not usable: letters, digits, '-' and '.', at most 253 characters"
+    )]
     HostName {
         /// The name as given.
         name: String,
     },
     /// A login name that cannot be one.
-    #[error("User name {name:?} is not usable: letters, digits, '_', '-' and '.', at most 32, not starting with '-'")]
+    #[error(
+        "User name {name:?} is not usable: letters, digits, '_', '-' and '.', at most 32, not starting with '-'"
+    )]
     UserName {
         /// The name as given.
         name: String,

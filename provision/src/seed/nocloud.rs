@@ -12,9 +12,9 @@
 //!
 //! cloud-init, "NoCloud" and "Vendor-data".
 
+use super::SeedError;
 use super::disk::{File, image};
 use super::mime::{Part, multipart};
-use super::SeedError;
 
 /// The label by which cloud-init finds the disk.
 pub const LABEL: &str = "cidata";
@@ -45,7 +45,8 @@ impl NoCloud {
     /// When the host name or the user name is unusable, or the files are too large for a seed.
     pub fn build(&self) -> Result<Vec<u8>, SeedError> {
         let files = self.files()?;
-        let files: Vec<File<'_>> = files.iter().map(|(name, content)| File { name, content }).collect();
+        let files: Vec<File<'_>> =
+            files.iter().map(|(name, content)| File { name, content }).collect();
         image(LABEL, &files)
     }
 
@@ -103,8 +104,15 @@ impl NoCloud {
 /// The script that gives `user` the key; both are known to hold no quote.
 fn authorize_script(user: &str, key: &str) -> String {
     let key: String = key.chars().filter(|c| !c.is_control() && *c != '\'').collect();
-    let blob = key.split_ascii_whitespace().find(|field| field.starts_with("AAAA")).unwrap_or(&key).to_owned();
-    include_str!("authorize.sh").replace("@USER@", user).replace("@KEY@", &key).replace("@BLOB@", &blob)
+    let blob = key
+        .split_ascii_whitespace()
+        .find(|field| field.starts_with("AAAA"))
+        .unwrap_or(&key)
+        .to_owned();
+    include_str!("authorize.sh")
+        .replace("@USER@", user)
+        .replace("@KEY@", &key)
+        .replace("@BLOB@", &blob)
 }
 
 /// A YAML double-quoted scalar; JSON's escapes are a part of YAML's.

@@ -5,7 +5,8 @@ use std::process::Command;
 
 use super::*;
 
-const KEY: &str = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIGJ1aWxkIGtleSBvZiBhIHRlc3QsIG5vIHNlY3JldCE kvmbake-7";
+const KEY: &str =
+    "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIGJ1aWxkIGtleSBvZiBhIHRlc3QsIG5vIHNlY3JldCE kvmbake-7";
 
 fn seed(user_data: &[u8]) -> NoCloud {
     NoCloud {
@@ -28,7 +29,8 @@ fn understood(seed: &NoCloud) -> String {
     let copy = Command::new("mcopy").arg("-i").arg(&image).arg("::*").arg(&target).status();
     assert!(copy.expect("mcopy is missing: install the Debian package mtools").success());
     let check = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/seed/nocloud_check.py");
-    let output = Command::new("/usr/bin/python3").arg(check).arg(folder.path()).output().expect("python3");
+    let output =
+        Command::new("/usr/bin/python3").arg(check).arg(folder.path()).output().expect("python3");
     assert!(
         output.status.success(),
         "cloud-init's reader failed (it is in the Debian package cloud-init): {}",
@@ -44,13 +46,23 @@ fn json(text: &str) -> String {
 
 #[test]
 fn cloud_init_finds_the_key_the_name_and_the_users_own_words() {
-    let config = "#cloud-config\n# a comment that must stay\nusers:\n  - name: baker   # without default\n";
+    let config =
+        "#cloud-config\n# a comment that must stay\nusers:\n  - name: baker   # without default\n";
     let seen = understood(&seed(config.as_bytes()));
     assert!(seen.contains("\"instance\": \"kvmbake-7\""), "{seen}");
     assert!(seen.contains("\"hostname\": \"web-1\""), "{seen}");
     assert!(seen.contains(&format!("\"keys\": [\"{KEY}\"]")), "{seen}");
-    assert!(seen.contains(&format!("\"user\": [[\"text/cloud-config\", \"part-001\", {}]]", json(config))), "{seen}");
-    assert!(seen.contains("\"vendor\": [[\"text/x-shellscript\", \"part-001\", \"#!/bin/sh"), "{seen}");
+    assert!(
+        seen.contains(&format!(
+            "\"user\": [[\"text/cloud-config\", \"part-001\", {}]]",
+            json(config)
+        )),
+        "{seen}"
+    );
+    assert!(
+        seen.contains("\"vendor\": [[\"text/x-shellscript\", \"part-001\", \"#!/bin/sh"),
+        "{seen}"
+    );
 }
 
 #[test]
@@ -61,7 +73,10 @@ fn every_kind_of_user_data_arrives_byte_for_byte() {
     ]);
     for (user_data, kind) in [
         (b"#!/bin/sh\necho \xc3\xa9\n".to_vec(), "[[\"text/x-shellscript\""),
-        (message, "[[\"text/cloud-config\", \"one\", \"#cloud-config\\npackages: [vim]\\n\"], [\"text/x-shellscript\""),
+        (
+            message,
+            "[[\"text/cloud-config\", \"one\", \"#cloud-config\\npackages: [vim]\\n\"], [\"text/x-shellscript\"",
+        ),
         (b"## template: jinja\n#cloud-config\n{}\n".to_vec(), "[[\"text/jinja2\""),
     ] {
         let seed = seed(&user_data);
@@ -77,13 +92,20 @@ fn vendor_data_of_the_users_own_stays_beside_ours() {
     let own = b"#cloud-config\nntp: {enabled: true}\n";
     let seen = understood(&NoCloud { vendor_data: Some(own.to_vec()), ..seed(b"#!/bin/sh\n") });
     let first = "\"vendor\": [[\"text/cloud-config\", \"vendor-data\", \"#cloud-config\\nntp: {enabled: true}\\n\"], ";
-    assert!(seen.contains(&format!("{first}[\"text/x-shellscript\", \"kvmbake-authorize\", \"#!/bin/sh")), "{seen}");
+    assert!(
+        seen.contains(&format!(
+            "{first}[\"text/x-shellscript\", \"kvmbake-authorize\", \"#!/bin/sh"
+        )),
+        "{seen}"
+    );
 }
 
 #[test]
 fn root_is_let_in_by_vendor_data_that_user_data_may_overrule() {
     let seen = understood(&NoCloud { user: Some("root".into()), ..seed(b"#cloud-config\n{}\n") });
-    assert!(seen.contains("[\"text/cloud-config\", \"kvmbake-root.yaml\", \"#cloud-config\\ndisable_root: false\\n\"]"));
+    assert!(seen.contains(
+        "[\"text/cloud-config\", \"kvmbake-root.yaml\", \"#cloud-config\\ndisable_root: false\\n\"]"
+    ));
 }
 
 #[test]
@@ -92,7 +114,10 @@ fn a_seed_without_user_data_is_a_seed_for_cloud_init() {
     let seen = understood(&seed);
     assert!(seen.contains("\"instance\": \"i\\\" #1\""), "{seen}");
     assert!(seen.contains("\"keys\": []"), "{seen}");
-    assert!(seen.contains("\"vendor\": []") || seen.contains("\"vendor\": [[\"text/x-not-multipart\""), "{seen}");
+    assert!(
+        seen.contains("\"vendor\": []") || seen.contains("\"vendor\": [[\"text/x-not-multipart\""),
+        "{seen}"
+    );
 }
 
 #[test]
@@ -116,7 +141,8 @@ fn authorize(home: &Path, before: Option<&str>) -> String {
     ] {
         let path = tools.join(name);
         std::fs::write(&path, format!("#!/bin/sh\n{body}\n")).expect("write");
-        std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o755)).expect("mode");
+        std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o755))
+            .expect("mode");
     }
     let file = home.join(".ssh/authorized_keys");
     if let Some(text) = before {

@@ -1,0 +1,410 @@
+//! Sessions against OpenSSH's own server, and against streams that are no server.
+
+use std::time::{Duration, Instant};
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixStream;
+
+use super::sshd::Sshd;
+use super::*;
+use crate::command::{Command, ExitStatus, Privilege, Program};
+use crate::output::{Output, Stream, Tail};
+
+const SHORT: Duration = Duration::from_millis(300);
+
+async fn refused(stream: UnixStream) -> ConnectError {
+    let key = BuildKey::generate("x").expect("key");
+    Session::connect(stream, "root", &key, SHORT).await.expect_err("no session")
+}
+
+#[tokio::test]
+async fn a_session_stands_and_runs_commands() {
+    let sshd = Sshd::new();
+    let (session, _server) = sshd.session().await;
+    assert!(session.server().starts_with("SSH-2.0-OpenSSH"));
+    assert!(session.host_key().to_string().starts_with("SHA256:"));
+    let seen =
+        session.capture(&Command::shell("echo out; echo err >&2; exit 3")).await.expect("status");
+    assert_eq!(
+        (seen.status, seen.stdout.as_str(), seen.stderr.as_str()),
+        (ExitStatus::Code(3), "out\n", "err\n")
+    );
+    let log = std::fs::read_to_string(sshd.path("log")).expect("log");
+    assert!(!log.contains("disconnect"), "{log}");
+    session.close().await;
+}
+
+#[tokio::test]
+async fn what_stands_in_the_way_of_a_session_is_told_apart() {
+    let (ours, theirs) = UnixStream::pair().expect("pair");
+    drop(theirs);
+    assert!(matches!(refused(ours).await, ConnectError::ClosedBeforeBanner));
+
+    let (ours, theirs) = UnixStream::pair().expect("pair");
+    assert!(matches!(refused(ours).await, ConnectError::NoBanner { waited } if waited >= SHORT));
+    drop(theirs);
+
+    let (ours, mut theirs) = UnixStream::pair().expect("pair");
+    theirs.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n").await.expect("write");
+    let error = refused(ours).await;
+    assert!(
+        matches!(&error, ConnectError::NotSsh { received } if received == "HTTP/1.1 400 Bad Request"),
+        "{error:?}"
+    );
+
+    let (ours, mut theirs) = UnixStream::pair().expect("pair");
+    theirs.write_all(b"Exceeded MaxStartups\r\n").await.expect("write");
+    drop(theirs);
+    assert!(matches!(refused(ours).await, ConnectError::NotSsh { .. }));
+
+    let (ours, mut theirs) = UnixStream::pair().expect("pair");
+    theirs.write_all(b"SSH-2.0-Dead\r\n").await.expect("write");
+    assert!(matches!(
+        refused(ours).await,
+        ConnectError::TimedOut { phase: Phase::KeyExchange, .. }
+    ));
+    let mut rest = Vec::new();
+    theirs.read_to_end(&mut rest).await.expect("our side is closed after a time-out");
+
+    let (ours, mut theirs) = UnixStream::pair().expect("pair");
+    theirs.write_all(b"SSH-2.0-Gone\r\n").await.expect("write");
+    drop(theirs);
+    let error = refused(ours).await;
+    assert!(matches!(error, ConnectError::Lost { phase: Phase::KeyExchange, .. }), "{error:?}");
+
+    let (ours, mut theirs) = UnixStream::pair().expect("pair");
+    theirs
+        .write_all(b"SSH-2.0-Odd\r\n\xff\xff\xff\xff rubbish that is no packet")
+        .await
+        .expect("write");
+    let error = refused(ours).await;
+    assert!(matches!(error, ConnectError::KeyExchange { .. }), "{error:?}");
+}
+
+#[tokio::test]
+async fn a_server_without_a_common_algorithm_is_told_by_what_it_offers() {
+    let sshd = Sshd::with("Ciphers aes256-cbc");
+    let (stream, _server) = sshd.serve();
+    let error = Session::log_in(stream, &sshd.login()).await.expect_err("no session");
+    assert_eq!(error.to_string(), "No cipher algorithm in common; the guest offers aes256-cbc");
+    assert!(!error.is_transient());
+}
+
+#[tokio::test]
+async fn a_refused_key_says_what_the_server_would_take() {
+    let sshd = Sshd::with("KbdInteractiveAuthentication yes\nPasswordAuthentication yes");
+    let (stream, _server) = sshd.serve();
+    let login = Login { key: BuildKey::generate("other").expect("key"), ..sshd.login() };
+    let error = Session::log_in(stream, &login).await.expect_err("refused");
+    assert!(
+        matches!(&error, ConnectError::KeyRefused { offered, .. } if offered.iter().any(|m| m == "password"))
+    );
+    assert!(
+        error.to_string().starts_with(&format!("The guest refused the key of user {}", sshd.user)),
+        "{error}"
+    );
+}
+
+#[tokio::test]
+async fn the_host_key_can_be_pinned() {
+    let sshd = Sshd::new();
+    let (session, _server) = sshd.session().await;
+    let pinned = session.host_key().clone();
+    let (stream, _again) = sshd.serve();
+    let login = Login { host_key: Some(pinned.clone()), ..sshd.login() };
+    Session::log_in(stream, &login).await.expect("the same key is let in");
+    let other = Sshd::new();
+    let (stream, _other) = other.serve();
+    let login = Login { host_key: Some(pinned), ..other.login() };
+    let error = Session::log_in(stream, &login).await.expect_err("another key");
+    assert!(matches!(error, ConnectError::HostKeyChanged { .. }), "{error:?}");
+}
+
+#[tokio::test]
+async fn environment_arguments_folder_and_input_reach_the_program() {
+    let sshd = Sshd::new();
+    let (session, _server) = sshd.session().await;
+    let mut command =
+        Command::new(["/bin/sh", "-c", "pwd; echo \"$A|$1\"; cat", "name", "it's \"here\""]);
+    command.env.push(("A".into(), "two\nlines 'and' $quotes".into()));
+    command.workdir = Some("/usr".into());
+    command.stdin = Some(b"input \x00\xff end".to_vec());
+    let seen = session.capture(&command).await.expect("status");
+    assert_eq!(seen.stdout, "/usr\ntwo\nlines 'and' $quotes|it's \"here\"\ninput \0\u{fffd} end");
+}
+
+#[tokio::test]
+async fn a_script_runs_under_its_own_interpreter_and_leaves_nothing_behind() {
+    let sshd = Sshd::new();
+    let (session, _server) = sshd.session().await;
+    let script = "#!/usr/bin/perl\nuse strict; print \"$0 @ARGV\\n\"; print STDERR <STDIN> // 'no input'; exit 4;\n";
+    let mut command = Command::script("setup.pl", script);
+    if let Program::Script { arguments, .. } = &mut command.program {
+        arguments.push("one two".into());
+    }
+    let seen = session.capture(&command).await.expect("status");
+    assert_eq!(seen.status, ExitStatus::Code(4), "{seen:?}");
+    let (path, rest) = seen.stdout.split_once(' ').expect("path");
+    assert!(path.starts_with("/tmp/kvmbake.") && path.ends_with("/setup.pl"), "{path}");
+    assert_eq!(rest, "one two\n");
+    assert_eq!(seen.stderr, "no input");
+    assert!(!std::path::Path::new(path).parent().expect("folder").exists());
+}
+
+#[tokio::test]
+async fn a_large_script_and_large_output_pass_whole() {
+    let sshd = Sshd::new();
+    let (session, _server) = sshd.session().await;
+    let mut script =
+        "#!/bin/sh\nhead -c 20000000 /dev/zero | tr '\\0' x\necho end >&2\nexit 0\n".to_owned();
+    script.push_str(&"# padding\n".repeat(600_000));
+    struct Count(u64, Vec<u8>);
+    impl Output for Count {
+        fn write(&mut self, stream: Stream, bytes: &[u8]) {
+            match stream {
+                Stream::Stdout => {
+                    self.0 += bytes.iter().filter(|&&byte| byte == b'x').count() as u64
+                }
+                Stream::Stderr => self.1.extend_from_slice(bytes),
+            }
+        }
+    }
+    let mut count = Count(0, Vec::new());
+    let status = session.run(&Command::script("big", script), &mut count).await.expect("status");
+    assert!(status.success());
+    assert_eq!((count.0, count.1.as_slice()), (20_000_000, b"end\n".as_slice()));
+}
+
+#[tokio::test]
+async fn output_is_streamed_while_the_command_runs() {
+    let sshd = Sshd::new();
+    let (session, _server) = sshd.session().await;
+    let gate = sshd.path("gate");
+    struct Opens(std::path::PathBuf);
+    impl Output for Opens {
+        fn write(&mut self, _: Stream, _: &[u8]) {
+            std::fs::write(&self.0, "").expect("write");
+        }
+    }
+    // Ends only if the first line is seen before the end.
+    let command = Command::shell(format!(
+        "echo waiting; until [ -e {} ]; do sleep 0.05; done",
+        gate.display()
+    ));
+    let command = command.with_timeout(Duration::from_secs(60));
+    assert!(session.run(&command, &mut Opens(gate)).await.expect("status").success());
+}
+
+#[tokio::test]
+async fn a_command_that_takes_too_long_is_killed_with_its_children() {
+    let sshd = Sshd::new();
+    let (session, _server) = sshd.session().await;
+    let pids = sshd.path("pids");
+    let script = format!(
+        "trap '' TERM\n(trap '' TERM; exec sleep 1000) &\necho $! $$ >{0}.new; mv {0}.new {0}\nwhile :; do echo on; sleep 0.01; done",
+        pids.display()
+    );
+    let started = Instant::now();
+    let mut tail = Tail::new(5);
+    let limit = Duration::from_secs(2);
+    let result = session.run(&Command::shell(script).with_timeout(limit), &mut tail).await;
+    assert!(matches!(result, Err(SessionError::TimedOut { ended: true, .. })), "{result:?}");
+    assert!(started.elapsed() < Duration::from_secs(20));
+    for pid in std::fs::read_to_string(&pids).expect("pids").split_ascii_whitespace() {
+        let state = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        assert!(state.is_empty() || state.contains(") Z "), "process {pid} lives: {state}");
+    }
+    assert_eq!(tail.into_lines().last().map(|line| line.text.clone()).as_deref(), Some("on"));
+    let after =
+        session.capture(&Command::shell("echo still here")).await.expect("the session lives on");
+    assert_eq!(after.stdout, "still here\n");
+}
+
+#[tokio::test]
+async fn a_flood_of_output_does_not_keep_a_command_alive_past_its_time() {
+    let sshd = Sshd::new();
+    let (session, _server) = sshd.session().await;
+    let command = Command::new(["yes"]).with_timeout(Duration::from_millis(500));
+    let result = session.run(&command, &mut ()).await;
+    assert!(matches!(result, Err(SessionError::TimedOut { ended: true, .. })), "{result:?}");
+}
+
+#[tokio::test]
+async fn a_program_left_in_the_background_does_not_hold_the_command_up() {
+    let sshd = Sshd::new();
+    let (session, _server) = sshd.session().await;
+    let started = Instant::now();
+    let seen =
+        session.capture(&Command::shell("sleep 30 & echo started $!")).await.expect("status");
+    assert!(seen.status.success() && seen.stdout.starts_with("started"));
+    assert!(started.elapsed() < Duration::from_secs(15));
+    let pid = seen.stdout.trim().trim_start_matches("started ");
+    let _ = session.capture(&Command::new(["kill", pid])).await;
+}
+
+#[tokio::test]
+async fn death_by_a_signal_is_reported() {
+    let sshd = Sshd::new();
+    let (session, _server) = sshd.session().await;
+    let seen = session.capture(&Command::shell("kill -SEGV $$")).await.expect("status");
+    assert_eq!(seen.status.code(), 139);
+    // The wrapper itself, as a shutdown kills it.
+    let seen = session.capture(&Command::shell("kill -TERM $PPID")).await.expect("status");
+    assert_eq!(seen.status, ExitStatus::Signal { name: "TERM".into(), core_dumped: false });
+}
+
+#[tokio::test]
+async fn what_cannot_start_says_why() {
+    let sshd = Sshd::new();
+    let (session, _server) = sshd.session().await;
+    let mut command = Command::shell("true");
+    command.workdir = Some("/not/there".into());
+    let error = session.capture(&command).await.expect_err("not started");
+    assert!(
+        matches!(&error, SessionError::NotStarted { message, .. } if message.contains("/not/there")),
+        "{error}"
+    );
+    let missing = session.capture(&Command::new(["/no/such/program"])).await.expect("status");
+    assert_eq!(missing.status, ExitStatus::Code(127));
+}
+
+#[tokio::test]
+async fn a_lost_connection_is_its_own_error() {
+    let sshd = Sshd::new();
+    let (session, mut server) = sshd.session().await;
+    struct Kills<'a>(&'a mut super::sshd::Server);
+    impl Output for Kills<'_> {
+        fn write(&mut self, _: Stream, _: &[u8]) {
+            self.0.kill();
+        }
+    }
+    let command = Command::shell("echo going; exec sleep 1000");
+    let result = session.run(&command, &mut Kills(&mut server)).await;
+    assert!(
+        matches!(&result, Err(SessionError::ConnectionLost { started: true, .. })),
+        "{result:?}"
+    );
+    let again = session.capture(&Command::shell("true")).await;
+    assert!(
+        matches!(&again, Err(SessionError::ConnectionLost { started: false, .. })),
+        "{again:?}"
+    );
+    assert!(session.is_closed());
+}
+
+#[tokio::test]
+async fn a_guest_that_stops_answering_is_noticed() {
+    // A relay that goes silent: the stream stays open, as with a guest that hangs.
+    let sshd = Sshd::new();
+    let (mut server_side, _server) = sshd.serve();
+    let (ours, mut relay) = UnixStream::pair().expect("pair");
+    let (silence, silenced) = tokio::sync::oneshot::channel::<()>();
+    tokio::spawn(async move {
+        let relaying = tokio::io::copy_bidirectional(&mut relay, &mut server_side);
+        tokio::select! { _ = relaying => {} _ = silenced => {} }
+        std::future::pending::<()>().await;
+        drop((relay, server_side));
+    });
+    let login = Login { keepalive: Duration::from_millis(100), keepalive_limit: 3, ..sshd.login() };
+    let session = Session::log_in(ours, &login).await.expect("session");
+    silence.send(()).expect("relay");
+    let error = session.capture(&Command::shell("true")).await.expect_err("lost");
+    assert!(error.to_string().contains("keep-alive"), "{error}");
+}
+
+/// Puts a program called `sudo` before the real ones, for a session that believes it is not root.
+async fn with_sudo(body: &str) -> (Sshd, Session, super::sshd::Server) {
+    let tools = tempfile::tempdir().expect("folder");
+    let sshd = Sshd::with(&format!("SetEnv PATH={}:/usr/bin:/bin", tools.path().display()));
+    let sudo = tools.path().join("sudo");
+    std::fs::write(&sudo, format!("#!/bin/sh\n{body}\n")).expect("write");
+    std::fs::set_permissions(&sudo, std::os::unix::fs::PermissionsExt::from_mode(0o755))
+        .expect("mode");
+    let (mut session, server) = sshd.session().await;
+    session.user = "debian".into();
+    std::mem::forget(tools);
+    (sshd, session, server)
+}
+
+#[tokio::test]
+async fn sudo_that_wants_a_password_is_named() {
+    let (_sshd, session, _server) =
+        with_sudo("echo 'sudo: a password is required' >&2; exit 1").await;
+    let command = Command::shell("true").with_privilege(Privilege::Root);
+    let error = session.capture(&command).await.expect_err("refused");
+    assert_eq!(
+        error.to_string(),
+        "sudo does not let debian run commands as root without a password: sudo: a password is required"
+    );
+}
+
+#[tokio::test]
+async fn sudo_is_given_the_user_and_nothing_of_the_command() {
+    let (_sshd, session, _server) =
+        with_sudo("echo \"$*\" >&2; while [ \"$1\" != -- ]; do shift; done; shift; exec \"$@\"")
+            .await;
+    let mut command =
+        Command::shell("echo $SECRET").with_privilege(Privilege::User("baker".into()));
+    command.env.push(("SECRET".into(), "s3cret".into()));
+    let seen = session.capture(&command).await.expect("status");
+    assert_eq!(seen.stdout, "s3cret\n");
+    // What sudo was called with came before the command began and is no part of its output.
+    assert_eq!(seen.stderr, "");
+}
+
+#[tokio::test]
+async fn attempts_go_on_until_the_guest_lets_us_in() {
+    let sshd = Sshd::new();
+    let mut calls = 0;
+    let mut causes = Vec::new();
+    let mut servers = Vec::new();
+    let mut silent = Vec::new();
+    let login = Login { timeout: Duration::from_secs(20), ..sshd.login() };
+    let dial = || {
+        calls += 1;
+        let result = match calls {
+            1 | 2 => Err(std::io::Error::from(std::io::ErrorKind::ConnectionRefused)),
+            3 => {
+                let (ours, theirs) = UnixStream::pair().expect("pair");
+                drop(theirs);
+                Ok(ours)
+            }
+            4 => {
+                let (ours, theirs) = UnixStream::pair().expect("pair");
+                silent.push(theirs);
+                silent.clear();
+                Ok(ours)
+            }
+            _ => {
+                let (stream, server) = sshd.serve();
+                servers.push(server);
+                Ok(stream)
+            }
+        };
+        std::future::ready(result)
+    };
+    let session = connect_until(dial, &login, Duration::from_secs(60), |cause| {
+        causes.push(cause.error.to_string())
+    });
+    let session = session.await.expect("session");
+    assert!(session.capture(&Command::shell("true")).await.expect("status").status.success());
+    assert_eq!(causes.len(), 2, "{causes:?}");
+    assert!(
+        causes[0].contains("was not reached") && causes[1].contains("before an SSH banner"),
+        "{causes:?}"
+    );
+}
+
+#[tokio::test]
+async fn giving_up_tells_the_last_cause_and_how_often_it_came() {
+    let key = BuildKey::generate("x").expect("key");
+    let dial =
+        || std::future::ready(Err::<UnixStream, _>(std::io::Error::other("no DHCP lease yet")));
+    let gave_up =
+        connect_until(dial, &Login::new("root", &key), Duration::from_millis(700), |_| {})
+            .await
+            .expect_err("no");
+    let last = gave_up.attempts.last().expect("cause");
+    assert!(last.count >= 2 && gave_up.attempts.causes().len() == 1);
+    assert!(gave_up.to_string().contains("no DHCP lease yet"), "{gave_up}");
+}
