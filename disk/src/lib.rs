@@ -8,6 +8,7 @@ mod host_file;
 mod lock;
 pub mod memory;
 pub mod open;
+pub mod partition;
 pub mod qcow2;
 pub mod raw;
 
