@@ -1,0 +1,324 @@
+//! Read-only disks whose image stores them in units (blocks or grains) found through a map.
+//!
+//! A format supplies a [`UnitMap`]; range checks, reading across units, zeroes of what is not
+//! allocated and the extent scan are here. [`Claims`] finds units that overlap, which no sound
+//! image has.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use kvmbake_disk::block::check_range;
+use kvmbake_disk::{Block, Error, ErrorKind, Extent};
+use rustix::fs::{SeekFrom, seek};
+
+use crate::error::{corrupt, truncated, unsupported};
+
+/// An image file opened for reading.
+#[derive(Debug, Clone)]
+pub(crate) struct ImageFile {
+    pub(crate) file: Arc<File>,
+    pub(crate) path: PathBuf,
+    pub(crate) len: u64,
+    /// Bytes that the file occupies on the host.
+    pub(crate) allocated: u64,
+}
+
+impl ImageFile {
+    /// Opens a regular file; anything else, which might block or have no end, is refused.
+    pub(crate) fn open(path: &Path) -> Result<ImageFile, Error> {
+        let io = |error| Error::io("open", error).on(path);
+        let metadata = std::fs::metadata(path).map_err(io)?;
+        if !metadata.is_file() {
+            return Err(Error::new(ErrorKind::Unsupported, "open")
+                .on(path)
+                .because("it is not a regular file"));
+        }
+        let file = File::open(path).map_err(io)?;
+        let metadata = file.metadata().map_err(io)?;
+        Ok(ImageFile {
+            file: Arc::new(file),
+            path: path.to_owned(),
+            len: metadata.len(),
+            allocated: metadata.blocks() * 512,
+        })
+    }
+
+    /// Fills `buf` from the file's byte `at`.
+    pub(crate) fn read(&self, buf: &mut [u8], at: u64) -> Result<(), Error> {
+        self.file
+            .read_exact_at(buf, at)
+            .map_err(|error| Error::io("read", error).on(&self.path).at(at))
+    }
+
+    /// Returns `N` bytes from the file's byte `at`; `what` names them should the file end before.
+    pub(crate) fn read_array<const N: usize>(&self, at: u64, what: &str) -> Result<[u8; N], Error> {
+        let mut bytes = [0; N];
+        self.check_inside(at, N as u64, what)?;
+        self.read(&mut bytes, at)?;
+        Ok(bytes)
+    }
+
+    /// Refuses a part of the image that lies beyond the end of the file.
+    pub(crate) fn check_inside(&self, at: u64, len: u64, what: &str) -> Result<(), Error> {
+        match at.checked_add(len) {
+            Some(end) if end <= self.len => Ok(()),
+            _ => Err(truncated(
+                &self.path,
+                format!(
+                    "{what} ({len} bytes at {at:#x}) ends beyond the file's {} bytes",
+                    self.len
+                ),
+            )),
+        }
+    }
+
+    /// Returns the first byte at or after `from` that is not in a hole of the file.
+    pub(crate) fn next_data(&self, from: u64) -> Result<Option<Extent>, Error> {
+        let sought = |result: Result<u64, rustix::io::Errno>| match result {
+            Ok(at) => Ok(Some(at)),
+            Err(rustix::io::Errno::NXIO) => Ok(None),
+            Err(error) => {
+                let error = io::Error::from_raw_os_error(error.raw_os_error());
+                Err(Error::io("seek", error).on(&self.path).at(from))
+            }
+        };
+        let Some(offset) = sought(seek(&self.file, SeekFrom::Data(from)))? else {
+            return Ok(None);
+        };
+        let end = sought(seek(&self.file, SeekFrom::Hole(offset)))?.unwrap_or(self.len);
+        Ok((offset < end).then(|| Extent { offset, len: end - offset }))
+    }
+}
+
+/// Where an image keeps the units of its disk.
+pub(crate) trait UnitMap: Send + Sync {
+    /// Returns the bytes of a unit, a power of two of at least 512.
+    fn unit(&self) -> u64;
+
+    /// Returns the byte of the file where the unit's data begins; `None` reads as zeroes.
+    fn locate(&self, unit: u64) -> Result<Option<u64>, Error>;
+
+    /// Returns the first allocated unit at or after `unit`.
+    fn next_allocated(&self, unit: u64) -> Result<Option<u64>, Error>;
+
+    /// Reads from inside one unit.
+    fn read(&self, image: &ImageFile, unit: u64, within: u64, buf: &mut [u8]) -> Result<(), Error> {
+        match self.locate(unit)? {
+            Some(place) => image.read(buf, place + within),
+            None => {
+                buf.fill(0);
+                Ok(())
+            }
+        }
+    }
+}
+
+/// How many units one extent of a scan covers at most.
+const UNITS_PER_EXTENT: u64 = 1024;
+
+/// A disk over a [`UnitMap`].
+pub(crate) struct MappedDisk<M> {
+    pub(crate) image: ImageFile,
+    pub(crate) size: u64,
+    pub(crate) map: M,
+}
+
+impl<M: UnitMap> Block for MappedDisk<M> {
+    fn len(&self) -> u64 {
+        self.size
+    }
+
+    fn cluster_size(&self) -> u64 {
+        self.map.unit()
+    }
+
+    fn read_at(&self, mut buf: &mut [u8], mut offset: u64) -> Result<(), Error> {
+        check_range("read", offset, buf.len() as u64, self.size)
+            .map_err(|error| error.on(&self.image.path))?;
+        let unit = self.map.unit();
+        while !buf.is_empty() {
+            let within = offset % unit;
+            let len = (unit - within).min(buf.len() as u64);
+            let (part, rest) = buf.split_at_mut(len as usize);
+            self.map.read(&self.image, offset / unit, within, part)?;
+            (buf, offset) = (rest, offset + len);
+        }
+        Ok(())
+    }
+
+    fn write_at(&self, _buf: &[u8], offset: u64) -> Result<(), Error> {
+        Err(read_only(&self.image.path, "write").at(offset))
+    }
+
+    fn flush(&self) -> Result<(), Error> {
+        Ok(())
+    }
+
+    fn discard(&self, offset: u64, _len: u64) -> Result<(), Error> {
+        Err(read_only(&self.image.path, "discard").at(offset))
+    }
+
+    fn write_zeroes(&self, offset: u64, _len: u64) -> Result<(), Error> {
+        Err(read_only(&self.image.path, "write zeroes to").at(offset))
+    }
+
+    fn next_data(&self, from: u64) -> Result<Option<Extent>, Error> {
+        let unit = self.map.unit();
+        if from >= self.size {
+            return Ok(None);
+        }
+        let Some(first) = self.map.next_allocated(from / unit)? else { return Ok(None) };
+        let last = self.size.div_ceil(unit).min(first + UNITS_PER_EXTENT);
+        let mut end = first + 1;
+        while end < last && self.map.locate(end)?.is_some() {
+            end += 1;
+        }
+        let offset = (first * unit).max(from);
+        let end = (end * unit).min(self.size);
+        Ok((offset < end).then(|| Extent { offset, len: end - offset }))
+    }
+
+    fn is_read_only(&self) -> bool {
+        true
+    }
+}
+
+/// A disk that lies as it is at the beginning of its file.
+pub(crate) struct LinearDisk {
+    pub(crate) image: ImageFile,
+    pub(crate) size: u64,
+}
+
+impl Block for LinearDisk {
+    fn len(&self) -> u64 {
+        self.size
+    }
+
+    fn cluster_size(&self) -> u64 {
+        4096
+    }
+
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<(), Error> {
+        check_range("read", offset, buf.len() as u64, self.size)
+            .map_err(|error| error.on(&self.image.path))?;
+        self.image.read(buf, offset)
+    }
+
+    fn write_at(&self, _buf: &[u8], offset: u64) -> Result<(), Error> {
+        Err(read_only(&self.image.path, "write").at(offset))
+    }
+
+    fn flush(&self) -> Result<(), Error> {
+        Ok(())
+    }
+
+    fn discard(&self, offset: u64, _len: u64) -> Result<(), Error> {
+        Err(read_only(&self.image.path, "discard").at(offset))
+    }
+
+    fn write_zeroes(&self, offset: u64, _len: u64) -> Result<(), Error> {
+        Err(read_only(&self.image.path, "write zeroes to").at(offset))
+    }
+
+    fn next_data(&self, from: u64) -> Result<Option<Extent>, Error> {
+        if from >= self.size {
+            return Ok(None);
+        }
+        let extent = self.image.next_data(from)?;
+        Ok(extent.filter(|extent| extent.offset < self.size).map(|extent| Extent {
+            offset: extent.offset,
+            len: extent.end().min(self.size) - extent.offset,
+        }))
+    }
+
+    fn is_read_only(&self) -> bool {
+        true
+    }
+}
+
+fn read_only(path: &Path, operation: &'static str) -> Error {
+    Error::new(ErrorKind::ReadOnly, operation).on(path)
+}
+
+/// More places than this in one file are refused, which bounds [`Claims`] to 64 MiB.
+const MAX_SLOTS: u64 = 32 << 20;
+
+/// Finds overlaps among equally long parts of a file.
+///
+/// The file is cut into slots of that length, and a slot notes at which of its sectors a part
+/// begins: two parts overlap exactly when they begin in one slot, or in neighbouring slots and
+/// the later one at a lower sector.
+pub(crate) struct Claims {
+    sectors: u64,
+    /// 0: nothing begins here; otherwise one more than the sector within the slot.
+    slots: Vec<u16>,
+}
+
+impl Claims {
+    /// Returns the claims on a file, by parts of `sectors` sectors (below 65535).
+    pub(crate) fn new(image: &ImageFile, sectors: u64) -> Result<Claims, Error> {
+        let slots = image.len.div_ceil(512).div_ceil(sectors);
+        if slots > MAX_SLOTS || sectors >= u64::from(u16::MAX) {
+            return Err(unsupported(
+                &image.path,
+                format!("a file of {} bytes in units of {} bytes", image.len, sectors * 512),
+            ));
+        }
+        Ok(Claims { sectors, slots: vec![0; slots as usize] })
+    }
+
+    /// Claims the part that begins at `sector`, which is inside the file.
+    pub(crate) fn claim(&mut self, image: &ImageFile, sector: u64) -> Result<(), Error> {
+        let slot = (sector / self.sectors) as usize;
+        let phase = (sector % self.sectors) as u16 + 1;
+        let at = |slot: usize| self.slots.get(slot).copied().unwrap_or(0);
+        let before = slot.checked_sub(1).map_or(0, at);
+        let after = at(slot + 1);
+        if slot >= self.slots.len()
+            || at(slot) != 0
+            || before > phase
+            || (after != 0 && after < phase)
+        {
+            return Err(corrupt(
+                &image.path,
+                format!("the unit stored at {:#x} overlaps another one", sector * 512),
+            ));
+        }
+        self.slots[slot] = phase;
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn image(len: u64) -> ImageFile {
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(len).unwrap();
+        ImageFile { file: Arc::new(file), path: "image".into(), len, allocated: 0 }
+    }
+
+    #[test]
+    fn claims_find_exactly_the_overlaps() {
+        let image = image(1000 * 512);
+        let mut claims = Claims::new(&image, 10).unwrap();
+        for sector in [5, 15, 40, 30, 25, 59] {
+            assert_eq!(claims.claim(&image, sector).is_ok(), sector != 30, "{sector}");
+        }
+        for (sector, free) in [(5, false), (14, false), (24, false), (50, false), (49, false)] {
+            assert_eq!(claims.claim(&image, sector).is_ok(), free, "{sector}");
+        }
+        claims.claim(&image, 69).unwrap();
+        claims.claim(&image, 990).unwrap();
+    }
+
+    #[test]
+    fn absurd_numbers_of_units_are_refused() {
+        let error = Claims::new(&image(1 << 40), 8).err().unwrap();
+        assert_eq!(error.kind(), ErrorKind::Unsupported);
+    }
+}

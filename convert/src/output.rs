@@ -1,0 +1,98 @@
+//! A file being written, which goes away again unless it is kept; and the wish to stop.
+
+use std::fs::{File, OpenOptions};
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use kvmbake_disk::Error as DiskError;
+
+use crate::error::Error;
+
+/// Whether to go on: the caller's wish, and the first failure of a sibling thread.
+#[derive(Clone, Copy)]
+pub(crate) struct Cancel<'a> {
+    pub(crate) wish: &'a AtomicBool,
+    pub(crate) failed: &'a AtomicBool,
+}
+
+impl Cancel<'_> {
+    /// Returns [`Error::Cancelled`] when it is time to stop.
+    pub(crate) fn check(self) -> Result<(), Error> {
+        if self.wish.load(Ordering::Relaxed) || self.failed.load(Ordering::Relaxed) {
+            return Err(Error::Cancelled);
+        }
+        Ok(())
+    }
+
+    /// Makes every other thread of this export stop.
+    pub(crate) fn fail(self) {
+        self.failed.store(true, Ordering::Relaxed);
+    }
+}
+
+/// A new file, removed on drop unless [`Output::keep`] was called.
+#[derive(Debug)]
+pub(crate) struct Output {
+    file: Arc<File>,
+    path: PathBuf,
+    keep: bool,
+}
+
+impl Output {
+    /// Creates the file; one that exists is refused.
+    pub(crate) fn create(path: &Path) -> Result<Output, Error> {
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create_new(true)
+            .open(path)
+            .map_err(|error| DiskError::io("create", error).on(path))?;
+        Ok(Output { file: Arc::new(file), path: path.to_owned(), keep: false })
+    }
+
+    /// Writes all of `bytes`.
+    pub(crate) fn write_at(&self, bytes: &[u8], offset: u64) -> Result<(), Error> {
+        self.file
+            .write_all_at(bytes, offset)
+            .map_err(|error| DiskError::io("write", error).on(&self.path).at(offset).into())
+    }
+
+    /// Sets the length; what was never written is a hole.
+    pub(crate) fn set_len(&self, len: u64) -> Result<(), Error> {
+        self.file.set_len(len).map_err(|error| DiskError::io("write", error).on(&self.path).into())
+    }
+
+    /// Returns the file for another thread.
+    pub(crate) fn file(&self) -> Arc<File> {
+        Arc::clone(&self.file)
+    }
+
+    /// Returns where the file is.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Returns the file's length and the bytes it occupies on the host.
+    pub(crate) fn sizes(&self) -> Result<(u64, u64), Error> {
+        let metadata =
+            self.file.metadata().map_err(|error| DiskError::io("stat", error).on(&self.path))?;
+        Ok((metadata.len(), metadata.blocks() * 512))
+    }
+
+    /// Lets the file stay.
+    pub(crate) fn keep(mut self) {
+        self.keep = true;
+    }
+}
+
+impl Drop for Output {
+    fn drop(&mut self) {
+        if !self.keep
+            && let Err(error) = std::fs::remove_file(&self.path)
+        {
+            tracing::warn!(path = %self.path.display(), %error, "could not remove an unfinished image");
+        }
+    }
+}

@@ -1,0 +1,35 @@
+//! The raw encoder.
+
+use crate::chunk::Chunk;
+use crate::encode::{DiskInfo, Encoder, Identity};
+use crate::error::Error;
+use crate::output::Output;
+
+/// Writes a sparse file of exactly the disk's size.
+pub(crate) struct RawEncoder {
+    size: u64,
+}
+
+impl RawEncoder {
+    pub(crate) fn plan(disk: &DiskInfo) -> RawEncoder {
+        RawEncoder { size: disk.virtual_size }
+    }
+}
+
+impl Encoder for RawEncoder {
+    fn virtual_size(&self) -> u64 {
+        self.size
+    }
+
+    fn write(&mut self, chunk: &Chunk, output: &Output) -> Result<(), Error> {
+        for run in chunk.runs() {
+            let at = chunk.offset() + run.start as u64;
+            output.write_at(chunk.bytes(run.start..run.end.min(chunk.len())), at)?;
+        }
+        Ok(())
+    }
+
+    fn finish(&mut self, _identity: &Identity, output: &Output) -> Result<(), Error> {
+        output.set_len(self.size)
+    }
+}

@@ -1,0 +1,77 @@
+//! The VDI encoder: dynamic, 1 MiB blocks, data aligned to 1 MiB, blocks of zeroes unallocated.
+
+use super::{BLOCK, DYNAMIC, FREE, HEADER_LEN, Header, MAX_BLOCKS};
+use crate::chunk::{CHUNK, Chunk};
+use crate::encode::{DiskInfo, Encoder, Identity, round_up};
+use crate::error::Error;
+use crate::output::Output;
+use crate::table::{Order, TableWriter};
+
+// A chunk is a block.
+const _: () = assert!(BLOCK == CHUNK as u64);
+
+/// Writes a VDI image.
+pub(crate) struct VdiEncoder {
+    size: u64,
+    blocks: u64,
+    data: u64,
+    allocated: u64,
+    map: TableWriter,
+}
+
+impl VdiEncoder {
+    pub(crate) fn plan(disk: &DiskInfo) -> Result<VdiEncoder, String> {
+        let size = round_up(disk.virtual_size, 512);
+        let blocks = size.div_ceil(BLOCK);
+        if blocks == 0 || blocks > MAX_BLOCKS {
+            return Err(format!("{size} bytes are not between 1 and {} bytes", MAX_BLOCKS * BLOCK));
+        }
+        Ok(VdiEncoder {
+            size,
+            blocks,
+            data: round_up(HEADER_LEN as u64 + blocks * 4, BLOCK),
+            allocated: 0,
+            map: TableWriter::new(&[HEADER_LEN as u64], blocks, FREE, Order::Little),
+        })
+    }
+}
+
+impl Encoder for VdiEncoder {
+    fn virtual_size(&self) -> u64 {
+        self.size
+    }
+
+    fn write(&mut self, chunk: &Chunk, output: &Output) -> Result<(), Error> {
+        self.map.set(chunk.offset() / BLOCK, self.allocated as u32, output)?;
+        let place = self.data + self.allocated * BLOCK;
+        self.allocated += 1;
+        for run in chunk.runs() {
+            output.write_at(chunk.bytes(run.clone()), place + run.start as u64)?;
+        }
+        Ok(())
+    }
+
+    fn finish(&mut self, identity: &Identity, output: &Output) -> Result<(), Error> {
+        self.map.finish(output)?;
+        let header = Header {
+            kind: DYNAMIC,
+            map_offset: HEADER_LEN as u32,
+            data_offset: self.data as u32,
+            disk_size: self.size,
+            block_size: BLOCK as u32,
+            block_extra: 0,
+            blocks: self.blocks as u32,
+            allocated: self.allocated as u32,
+            uuid: identity.uuid("vdi image"),
+            modification_uuid: identity.uuid("vdi modification"),
+            link_uuid: [0; 16],
+            parent_uuid: [0; 16],
+        };
+        output.write_at(&header.encode(), 0)?;
+        output.set_len(self.data + self.allocated * BLOCK)
+    }
+
+    fn needs_identity(&self) -> bool {
+        true
+    }
+}

@@ -1,0 +1,127 @@
+//! Source disks of known patterns, and the programs that judge what became of them.
+#![allow(dead_code, reason = "each test binary uses its own part")]
+
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use kvmbake_convert::{Error, Export, Format, OpenOptions, Silent, Target, export, open};
+use kvmbake_disk::Block;
+
+/// A small generator (xorshift64*): tests need variety that is the same in every run.
+pub struct Random(u64);
+
+impl Random {
+    pub fn new(seed: u64) -> Random {
+        Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
+    }
+
+    pub fn next(&mut self) -> u64 {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
+    }
+
+    pub fn below(&mut self, limit: u64) -> u64 {
+        self.next() % limit
+    }
+
+    pub fn bytes(&mut self, len: usize) -> Vec<u8> {
+        (0..len).map(|_| self.next() as u8 | 1).collect()
+    }
+}
+
+/// A directory with a sparse raw source disk in it.
+pub struct Workshop {
+    pub directory: tempfile::TempDir,
+    pub raw: PathBuf,
+}
+
+impl Workshop {
+    /// Returns a workshop whose disk has `size` bytes, all zero.
+    pub fn new(size: u64) -> Workshop {
+        let directory = tempfile::tempdir().unwrap();
+        let raw = directory.path().join("source.raw");
+        File::create(&raw).unwrap().set_len(size).unwrap();
+        Workshop { directory, raw }
+    }
+
+    /// Writes to the source disk.
+    pub fn put(&self, offset: u64, bytes: &[u8]) {
+        File::options().write(true).open(&self.raw).unwrap().write_all_at(bytes, offset).unwrap();
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    /// Opens the source disk.
+    pub fn source(&self) -> Arc<dyn Block> {
+        open(&self.raw, &OpenOptions::with_format(Format::Raw)).unwrap()
+    }
+
+    /// Exports to files `prefix.<extension>`.
+    pub fn try_export(&self, formats: &[Format], prefix: &str) -> Result<Export, Error> {
+        let targets: Vec<_> = formats
+            .iter()
+            .map(|format| {
+                Target::new(*format, self.path(&format!("{prefix}.{}", format.extension())))
+            })
+            .collect();
+        export(&*self.source(), &targets, &Silent, &AtomicBool::new(false))
+    }
+
+    pub fn export(&self, formats: &[Format], prefix: &str) -> Export {
+        self.try_export(formats, prefix).unwrap()
+    }
+}
+
+/// QEMU's name for a format.
+pub fn qemu_name(format: Format) -> &'static str {
+    match format {
+        Format::Vhd => "vpc",
+        other => other.name(),
+    }
+}
+
+/// Runs a program, failing with the package that has it when it is missing.
+pub fn run(program: &str, package: &str, arguments: &[&str]) -> Output {
+    Command::new(program)
+        .args(arguments)
+        .output()
+        .unwrap_or_else(|error| panic!("{program} (Debian package {package}): {error}"))
+}
+
+/// Runs a program that must succeed and returns what it printed.
+pub fn succeed(program: &str, package: &str, arguments: &[&str]) -> String {
+    let output = run(program, package, arguments);
+    let printed = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(
+        output.status.success(),
+        "{program} {arguments:?}: {}\n{printed}{}",
+        output.status,
+        String::from_utf8_lossy(&output.stderr)
+    );
+    printed
+}
+
+pub fn qemu_img(arguments: &[&str]) -> String {
+    succeed("qemu-img", "qemu-utils", arguments)
+}
+
+/// Returns the virtual size that qemu-img sees.
+pub fn qemu_virtual_size(path: &Path, format: Format) -> u64 {
+    let info = qemu_img(&["info", "--output=json", "-f", qemu_name(format), text(path)]);
+    let key = "\"virtual-size\": ";
+    // The image comes last; what stands before is about its file.
+    let at = info.rfind(key).unwrap() + key.len();
+    info[at..].split(|c: char| !c.is_ascii_digit()).next().unwrap().parse().unwrap()
+}
+
+pub fn text(path: &Path) -> &str {
+    path.to_str().unwrap()
+}
