@@ -5,6 +5,14 @@ use std::io;
 /// A machine that cannot be built or started.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
+    /// `/dev/kvm` cannot be used. The hint says what to do about it.
+    #[error("{problem}. {hint}")]
+    NoKvm {
+        /// What was found.
+        problem: String,
+        /// What a person can do about it.
+        hint: String,
+    },
     /// A KVM operation failed.
     #[error("KVM operation failed: {operation}")]
     Kvm {
@@ -13,6 +21,41 @@ pub enum Error {
         /// What the kernel said.
         source: io::Error,
     },
+    /// The machine's configuration cannot be built.
+    #[error("Machine with {what} = {value} is not possible: {reason}")]
+    Config {
+        /// The setting.
+        what: &'static str,
+        /// Its value.
+        value: u64,
+        /// Why not.
+        reason: String,
+    },
+    /// Guest memory cannot be reserved.
+    #[error("Cannot reserve {bytes} bytes of guest memory")]
+    Memory {
+        /// Size asked for.
+        bytes: u64,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// The kernel, its initrd or its command line cannot be loaded.
+    #[error("Cannot load the kernel: {0}")]
+    Load(String),
+    /// A device cannot be added.
+    #[error("Cannot add a device: {0}")]
+    Device(String),
+    /// A thread cannot be started.
+    #[error("Cannot start thread {name:?}")]
+    Thread {
+        /// Its name.
+        name: String,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The machine was started before a kernel was loaded.
+    #[error("Machine has no kernel to start")]
+    NothingLoaded,
 }
 
 /// Returns a converter from KVM's errno for `operation`.
