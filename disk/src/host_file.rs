@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 
 use crate::block::Extent;
 use crate::error::{Error, ErrorKind};
+use crate::lock;
 
 /// An open regular file and its name.
 #[derive(Debug)]
@@ -197,6 +198,12 @@ impl HostFile {
         // file position it moves is used by nobody: all reads and writes are positioned.
         let result = unsafe { libc::lseek(self.file.as_raw_fd(), to_off(from)?, whence) };
         u64::try_from(result).map_err(|_| io::Error::last_os_error())
+    }
+}
+
+impl Drop for HostFile {
+    fn drop(&mut self) {
+        lock::unlock(&self.file);
     }
 }
 

@@ -73,6 +73,15 @@ pub(crate) fn lock(file: &File, path: &Path, wanted: Use) -> Result<(), Error> {
     Ok(())
 }
 
+/// Gives up all locks of the descriptor at once. Closing it would do, were it not that a child
+/// process being started shares it for a moment.
+pub(crate) fn unlock(file: &File) {
+    let mut request = request(libc::F_UNLCK, 0);
+    request.l_len = 0;
+    // SAFETY: the descriptor is open, and the pointer is to a flock that outlives the call.
+    unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_SETLK, &request) };
+}
+
 fn locked(path: &Path, wanted: Use, other: &str) -> Error {
     let operation = match wanted {
         Use::Read => "lock for reading",

@@ -6,6 +6,8 @@
 //!
 //! Specification: QEMU, `docs/interop/qcow2.rst`, sections "Header" and "Header extensions".
 
+use std::path::Path;
+
 use crate::error::{Error, ErrorKind};
 use crate::host_file::HostFile;
 
@@ -356,12 +358,14 @@ pub(super) fn corrupt(file: &HostFile, offset: u64, detail: String) -> Error {
 }
 
 pub(super) fn truncated(file: &HostFile, offset: u64, what: &str) -> Error {
+    ends_early(file.path(), file.len(), what).at(offset)
+}
+
+pub(super) fn ends_early(path: &Path, len: u64, what: &str) -> Error {
     Error::new(ErrorKind::Truncated, "open")
-        .on(file.path())
-        .at(offset)
+        .on(path)
         .because(format!(
-            "the file is truncated: it ends after {} bytes, before the end of {what}",
-            file.len()
+            "the file is truncated: it ends after {len} bytes, before the end of {what}"
         ))
         .with_hint("Download or copy the image again")
 }

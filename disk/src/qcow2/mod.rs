@@ -68,7 +68,8 @@ pub(crate) fn open(path: &Path, options: &OpenOptions, depth: usize) -> Result<Q
         None => None,
     };
     let data_len = data_file.as_ref().map_or(file.len(), HostFile::len);
-    structure::check(&file, &header, data_len)?;
+    let doubtful = structure::check(&file, &header, data_len)?;
+    let file_len = file.len();
     let base = match &header.backing {
         Some(backing) => {
             Some(open_backing(path, &backing.name, backing.format.as_deref(), options, depth)?)
@@ -82,7 +83,13 @@ pub(crate) fn open(path: &Path, options: &OpenOptions, depth: usize) -> Result<Q
         .data_file(data_file.map(Store::file))
         .open(DenyImplicitOpenGate::default())
         .map_err(|error| Error::io("open", error).on(path))?;
-    Ok(Qcow2Block::new(image, base, path, &header, writable))
+    let disk = Qcow2Block::new(image, base, path, &header, writable);
+    if let Some(offset) = doubtful {
+        disk.read_at(&mut [0], offset).map_err(|error| {
+            header::ends_early(path, file_len, "a compressed cluster").caused_by(error)
+        })?;
+    }
+    Ok(disk)
 }
 
 fn open_data_file(

@@ -26,8 +26,12 @@ const REFCOUNT_RESERVED: u64 = 0x1ff;
 const CHUNK: usize = 64 * 1024;
 
 /// Checks the tables of `file`; `data_len` is the length of the file that holds the guest's data.
-pub(super) fn check(file: &HostFile, header: &Header, data_len: u64) -> Result<(), Error> {
-    let walk = Walk { file, header, data_end: data_len.next_multiple_of(512) };
+///
+/// Returns the guest offset of a compressed cluster of which the file may have lost some bytes:
+/// its length is only known in sectors, and the file's last sector is not whole. Reading it tells.
+pub(super) fn check(file: &HostFile, header: &Header, data_len: u64) -> Result<Option<u64>, Error> {
+    let walk = Walk { file, header, data_len };
+    let mut doubtful = None;
     walk.check_refcount_table()?;
     let mut tables = walk.l2_tables()?;
     tables.sort_unstable_by_key(|table| table.offset);
@@ -45,9 +49,9 @@ pub(super) fn check(file: &HostFile, header: &Header, data_len: u64) -> Result<(
     }
     let mut buf = vec![0; CHUNK.min(header.cluster_size() as usize)];
     for table in &tables {
-        walk.check_l2_table(table, &mut buf)?;
+        walk.check_l2_table(table, &mut buf, &mut doubtful)?;
     }
-    Ok(())
+    Ok(doubtful)
 }
 
 struct L2Table {
@@ -58,7 +62,7 @@ struct L2Table {
 struct Walk<'a> {
     file: &'a HostFile,
     header: &'a Header,
-    data_end: u64,
+    data_len: u64,
 }
 
 impl Walk<'_> {
@@ -101,7 +105,12 @@ impl Walk<'_> {
         Ok(tables)
     }
 
-    fn check_l2_table(&self, table: &L2Table, buf: &mut [u8]) -> Result<(), Error> {
+    fn check_l2_table(
+        &self,
+        table: &L2Table,
+        buf: &mut [u8],
+        doubtful: &mut Option<u64>,
+    ) -> Result<(), Error> {
         let per_table = self.header.l2_entries();
         let first_cluster = u64::from(table.l1_index) * per_table;
         let entries_per_chunk = buf.len() as u64 / 8;
@@ -121,8 +130,9 @@ impl Walk<'_> {
             self.file.read_exact_at(chunk, table.offset + entry * 8)?;
             for (index, bytes) in (entry..).zip(chunk.chunks_exact(8)) {
                 let value = be64(bytes, 0);
-                if value != 0 {
-                    self.check_l2_entry(index, value, first_cluster + index)?;
+                let guest_offset = (first_cluster + index) << self.header.cluster_bits;
+                if value != 0 && !self.check_l2_entry(index, value, guest_offset)? {
+                    *doubtful = Some(guest_offset);
                 }
             }
             entry += count;
@@ -130,17 +140,18 @@ impl Walk<'_> {
         Ok(())
     }
 
-    fn check_l2_entry(&self, index: u64, entry: u64, guest_cluster: u64) -> Result<(), Error> {
+    /// Returns whether the cluster is certainly whole.
+    fn check_l2_entry(&self, index: u64, entry: u64, guest_offset: u64) -> Result<bool, Error> {
         let bad = || self.bad_entry("L2 table", index, entry);
         if entry & COMPRESSED != 0 {
             if entry & COPIED != 0 || self.header.data_file.is_some() {
                 return Err(bad());
             }
             let (offset, end) = self.compressed_extent(entry);
-            if end > self.data_end {
+            if end > self.data_len.next_multiple_of(512) {
                 return Err(truncated(self.file, offset, "a compressed cluster"));
             }
-            return Ok(());
+            return Ok(end <= self.data_len || guest_offset >= self.header.size);
         }
         let offset = entry & OFFSET_MASK;
         if entry & L2_RESERVED != 0
@@ -151,18 +162,14 @@ impl Walk<'_> {
             return Err(bad());
         }
         if entry & L2_ZERO != 0 || (offset == 0 && entry & COPIED == 0) {
-            return Ok(());
+            return Ok(true);
         }
         // What lies behind the disk's end need not be in the file.
-        let used = self
-            .header
-            .size
-            .saturating_sub(guest_cluster << self.header.cluster_bits)
-            .min(self.header.cluster_size());
-        if used > 0 && offset + used > self.data_end {
+        let used = self.header.size.saturating_sub(guest_offset).min(self.header.cluster_size());
+        if used > 0 && offset + used > self.data_len {
             return Err(truncated(self.file, offset, "a data cluster"));
         }
-        Ok(())
+        Ok(true)
     }
 
     /// Returns where the compressed data of an L2 entry starts, and the end of its last sector.
