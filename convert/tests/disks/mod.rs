@@ -8,7 +8,9 @@ use std::process::{Command, Output};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use kvmbake_convert::{Error, Export, Format, OpenOptions, Silent, Target, export, open};
+use kvmbake_convert::{
+    Error, Export, Format, OpenOptions, Options, Silent, Target, export, export_with, open,
+};
 use kvmbake_disk::Block;
 
 /// A small generator (xorshift64*): tests need variety that is the same in every run.
@@ -64,15 +66,26 @@ impl Workshop {
         open(&self.raw, &OpenOptions::with_format(Format::Raw)).unwrap()
     }
 
+    /// Returns targets `prefix.<extension>`.
+    pub fn targets(&self, formats: &[Format], prefix: &str) -> Vec<Target> {
+        let target = |format: &Format| {
+            Target::new(*format, self.path(&format!("{prefix}.{}", format.extension())))
+        };
+        formats.iter().map(target).collect()
+    }
+
     /// Exports to files `prefix.<extension>`.
     pub fn try_export(&self, formats: &[Format], prefix: &str) -> Result<Export, Error> {
-        let targets: Vec<_> = formats
-            .iter()
-            .map(|format| {
-                Target::new(*format, self.path(&format!("{prefix}.{}", format.extension())))
-            })
-            .collect();
+        let targets = self.targets(formats, prefix);
         export(&*self.source(), &targets, &Silent, &AtomicBool::new(false))
+    }
+
+    /// Exports, verified but without checksums, which take their time over terabytes of holes.
+    pub fn export_quickly(&self, formats: &[Format], prefix: &str) -> Export {
+        let options = Options { checksums: false, ..Options::default() };
+        let targets = self.targets(formats, prefix);
+        let never = AtomicBool::new(false);
+        export_with(&*self.source(), &targets, &options, &Silent, &never).unwrap()
     }
 
     pub fn export(&self, formats: &[Format], prefix: &str) -> Export {
