@@ -9,6 +9,7 @@
 #![forbid(unsafe_code)]
 
 pub mod command;
+pub mod http;
 pub mod key;
 pub mod output;
 pub mod seed;

@@ -1,7 +1,7 @@
 //! MIME multipart messages as cloud-init reads them: several user-data or vendor-data documents in one.
 //!
-//! A document that somebody else wrote is carried in base64, so that it arrives byte for byte; one that is multipart
-//! itself is nested with its own headers. RFC 2045 and 2046; cloud-init's "User-data formats".
+//! A document that is more than plain ASCII text is carried in base64, so that it arrives byte for byte; one that is
+//! multipart itself is nested with its own headers. RFC 2045 and 2046; cloud-init's "User-data formats".
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -35,23 +35,7 @@ pub fn multipart(parts: &[Part<'_>]) -> Vec<u8> {
         if is_multipart(part.content) {
             message.extend_from_slice(part.content);
         } else {
-            let name = part.name;
-            let kind = if part.content.starts_with(&[0x1f, 0x8b]) {
-                "application/gzip"
-            } else {
-                "text/plain"
-            };
-            message.extend_from_slice(
-                format!(
-                    "Content-Type: {kind}\nContent-Transfer-Encoding: base64\n\
-                     Content-Disposition: attachment; filename=\"{name}\"\n\n"
-                )
-                .as_bytes(),
-            );
-            for line in STANDARD.encode(part.content).as_bytes().chunks(76) {
-                message.extend_from_slice(line);
-                message.push(b'\n');
-            }
+            push_part(&mut message, part);
         }
         if !message.ends_with(b"\n") {
             message.push(b'\n');
@@ -59,6 +43,32 @@ pub fn multipart(parts: &[Part<'_>]) -> Vec<u8> {
     }
     message.extend_from_slice(format!("--{boundary}--\n").as_bytes());
     message
+}
+
+/// Plain text goes as it is, so that a key in it can be found and overwritten in the copies that cloud-init keeps.
+fn push_part(message: &mut Vec<u8>, part: &Part<'_>) {
+    let name = part.name;
+    let plain = part.content.iter().all(|&byte| byte == b'\n' || byte == b'\t' || (b' '..=b'~').contains(&byte))
+        && part.content.split(|&byte| byte == b'\n').all(|line| line.len() < 990);
+    let kind = if part.content.starts_with(&[0x1f, 0x8b]) { "application/gzip" } else { "text/plain" };
+    let encoding = if plain { "7bit" } else { "base64" };
+    message.extend_from_slice(
+        format!(
+            "Content-Type: {kind}\nContent-Transfer-Encoding: {encoding}\n\
+             Content-Disposition: attachment; filename=\"{name}\"\n\n"
+        )
+        .as_bytes(),
+    );
+    if plain {
+        // The newline before a boundary belongs to the boundary.
+        message.extend_from_slice(part.content);
+        message.push(b'\n');
+        return;
+    }
+    for line in STANDARD.encode(part.content).as_bytes().chunks(76) {
+        message.extend_from_slice(line);
+        message.push(b'\n');
+    }
 }
 
 /// Whether a document is a MIME message already, by cloud-init's own rule: the word in its first 4096 bytes.

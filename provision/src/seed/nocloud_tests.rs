@@ -69,7 +69,7 @@ fn cloud_init_finds_the_key_the_name_and_the_users_own_words() {
 fn every_kind_of_user_data_arrives_byte_for_byte() {
     let message = multipart(&[
         Part { content: b"#cloud-config\npackages: [vim]\n", name: "one" },
-        Part { content: b"#!/bin/bash\necho two\n", name: "two" },
+        Part { content: "#!/bin/bash\necho zwölf\n".as_bytes(), name: "two" },
     ]);
     for (user_data, kind) in [
         (b"#!/bin/sh\necho \xc3\xa9\n".to_vec(), "[[\"text/x-shellscript\""),
