@@ -1,1 +1,17 @@
-//! The build pipeline and the command.
+//! kvmbake: bake a VM image on `/dev/kvm` with one binary.
+//!
+//! This package is the command and the build pipeline. It knows the other crates and is known by
+//! none of them: `vmm` is the machine, `net` its network, `disk` the block backends and file
+//! systems, `provision` the guest as seen over SSH, `convert` the image encoders.
+//!
+//! - [`profile`]: `profile.toml`, read and validated with line and column
+//! - [`build`]: base → overlay → seed → boot → steps → seal → artifacts
+//! - [`report`]: all that a person sees
+//! - [`command`]: one file a subcommand
+
+pub mod build;
+pub mod checksum;
+pub mod command;
+pub mod error;
+pub mod profile;
+pub mod report;

@@ -1,3 +1,7 @@
 //! The `kvmbake` command.
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    ExitCode::from(kvmbake::command::main())
+}

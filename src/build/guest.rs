@@ -1,0 +1,325 @@
+//! The guest of one build, over all of its boots: booted, reached over SSH, and reached again
+//! after a reboot.
+
+use std::net::Ipv4Addr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use kvmbake_disk::{Block, Counted, MemoryBlock};
+use kvmbake_net::{DialError, Forward, Nat, NatConfig, NatHandle};
+use kvmbake_provision::http::DirectoryServer;
+use kvmbake_provision::key::BuildKey;
+use kvmbake_provision::session::{AttemptError, ConnectError, GaveUp, HostKey, Login, Session, connect_until};
+use kvmbake_vmm::virtio::block::{BlockDevice, BlockOptions};
+use kvmbake_vmm::virtio::net::NetDevice;
+use kvmbake_vmm::virtio::rng::RngDevice;
+use kvmbake_vmm::{Exit, Machine, MachineConfig};
+
+use super::cancel::Cancel;
+use super::console::{Console, Distress};
+use super::life::{Ended, Life};
+use super::plan::{self, Plan};
+use crate::error::{Blame, Error};
+use crate::profile::units::{Elapsed, Size};
+use crate::report::{Report, Stage};
+
+/// The address that serves the profile's folder.
+const SERVICE: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 100);
+/// The port of HTTP.
+const HTTP: u16 = 80;
+/// The port of SSH.
+const SSH: u16 = 22;
+/// How long one dial waits for an answer.
+const DIAL: Duration = Duration::from_secs(5);
+/// How long the handshake and the log-in may take once the port answers.
+const HANDSHAKE: Duration = Duration::from_secs(60);
+/// Console lines in a failure report.
+pub const CONSOLE_LINES: usize = 20;
+/// Most reboots of a build; a guest that only reboots would never end.
+const MAXIMUM_BOOTS: u32 = 32;
+
+/// What does not change from boot to boot.
+pub struct Setup {
+    /// What to build.
+    pub plan: Arc<Plan>,
+    /// The disk that the build writes.
+    pub disk: Arc<Counted<Arc<dyn Block>>>,
+    /// The seed disk's bytes.
+    pub seed: Option<Arc<MemoryBlock>>,
+    /// The key to log in with.
+    pub key: Arc<BuildKey>,
+    /// The console.
+    pub console: Console,
+    /// Where news go.
+    pub report: Arc<dyn Report>,
+    /// Whether to stop.
+    pub cancel: Cancel,
+}
+
+/// The guest, running.
+pub struct Guest {
+    setup: Setup,
+    life: Life,
+    session: Option<Session>,
+    /// The host key of the first session; the later ones must show the same.
+    host_key: Option<HostKey>,
+    boots: u32,
+    /// What the first boot used: where from, and the command line.
+    pub kernel: Booted,
+}
+
+/// The kernel of the first boot, for the manifest.
+#[derive(Debug, Clone)]
+pub struct Booted {
+    /// Where kernel, initrd and command line came from.
+    pub origin: String,
+    /// The command line.
+    pub cmdline: String,
+}
+
+impl Guest {
+    /// Boots the guest for the first time.
+    ///
+    /// # Errors
+    /// No kernel, no machine.
+    pub async fn boot(setup: Setup) -> Result<Guest, Error> {
+        let (life, kernel) = start(&setup).await?;
+        Ok(Guest { setup, life, session: None, host_key: None, boots: 1, kernel })
+    }
+
+    /// Waits until the guest takes commands, however often it reboots on the way there.
+    ///
+    /// # Errors
+    /// It did not within the profile's time, with all that is known of why; or the guest ended.
+    pub async fn connect(&mut self) -> Result<&Session, Error> {
+        let deadline = Instant::now() + self.setup.plan.profile.ssh.timeout;
+        while self.session.as_ref().is_none_or(Session::is_closed) {
+            self.session = None;
+            let left = deadline.saturating_duration_since(Instant::now());
+            let login = Login {
+                timeout: HANDSHAKE,
+                host_key: self.host_key.clone(),
+                ..Login::new(&self.setup.plan.profile.ssh.user, &self.setup.key)
+            };
+            let attempts = connect_until(|| dial(self.life.nat.clone()), &login, left, |_| ());
+            match self.watch(attempts).await {
+                Ok(Ok(session)) => {
+                    self.host_key = Some(session.host_key().clone());
+                    self.session = Some(session);
+                }
+                Ok(Err(gave_up)) => return Err(self.unreachable(&gave_up)),
+                Err(Ended::Exit(exit)) if matches!(*exit, Exit::Reset) => self.boot_again().await?,
+                Err(ended) => return Err(self.explain(&ended)),
+            }
+        }
+        self.session.as_ref().ok_or_else(|| Error::new(Blame::Internal, "The session vanished"))
+    }
+
+    /// Runs `work` with the session until it is done or the guest ended.
+    ///
+    /// # Errors
+    /// The guest ended, or the user stopped the build.
+    pub async fn watch<T>(&self, work: impl Future<Output = T>) -> Result<T, Ended> {
+        self.life.watch(&self.setup.console, &self.setup.cancel, work).await
+    }
+
+    /// Waits a moment for what explains a connection that broke.
+    pub async fn verdict(&self) -> Option<Ended> {
+        self.life.verdict(&self.setup.console, &self.setup.cancel).await
+    }
+
+    /// Boots again after the guest reset its machine.
+    ///
+    /// # Errors
+    /// No kernel, no machine, or too many reboots.
+    pub async fn boot_again(&mut self) -> Result<(), Error> {
+        self.session = None;
+        self.boots += 1;
+        if self.boots > MAXIMUM_BOOTS {
+            return Err(self.failed(format!("The guest reset itself {MAXIMUM_BOOTS} times")));
+        }
+        let (life, kernel) = start(&self.setup).await?;
+        self.setup.report.event(crate::report::Event::Note {
+            stage: Stage::Boot,
+            text: &format!("the guest rebooted; {}", kernel.origin),
+        });
+        self.life = life;
+        Ok(())
+    }
+
+    /// Gives up the session, e.g. before the guest shuts down.
+    pub fn disconnect(&mut self) {
+        self.session = None;
+    }
+
+    /// Presses the power button.
+    pub fn press_power_button(&self) {
+        self.life.press_power_button();
+    }
+
+    /// Turns the end of the guest into an error.
+    pub fn explain(&self, ended: &Ended) -> Error {
+        match ended {
+            Ended::Cancelled => Error::interrupted(),
+            Ended::Distress(Distress::Panic(message)) => self.failed(format!("The guest panicked: {message}")),
+            Ended::Distress(Distress::EmergencyShell(line)) => {
+                self.failed(format!("The guest's boot ended in an emergency shell: {line}"))
+            }
+            Ended::Exit(exit) => match exit.as_ref() {
+                Exit::Shutdown => self.failed("The guest switched itself off"),
+                Exit::Reset => self.failed("The guest reset itself"),
+                Exit::Stopped => Error::interrupted(),
+                Exit::Failed(failure) => self.failed(format!("The machine stopped: {failure}")),
+            },
+        }
+    }
+
+    /// An error of the guest, with the end of its console.
+    pub fn failed(&self, message: impl Into<String>) -> Error {
+        let disk = self.setup.disk.counts();
+        let error = if disk.errors > 0 {
+            Error::guest(message).hint("The host could not serve the guest's disk; is it full?")
+        } else {
+            Error::guest(message)
+        };
+        error.excerpt("last lines of the console", self.setup.console.last_lines(CONSOLE_LINES))
+    }
+
+    /// Why nobody could log in: how far the guest came, seen from outside.
+    fn unreachable(&self, gave_up: &GaveUp) -> Error {
+        let activity = self.life.nat.activity();
+        let last = gave_up.attempts.last().map(|attempt| &attempt.error);
+        let answered = matches!(last, Some(AttemptError::Connect(_)));
+        let cause = if activity.frames_from_guest == 0 {
+            "the guest never used its network".to_string()
+        } else if activity.lease.is_none() && !answered {
+            "the guest never took an address by DHCP".to_string()
+        } else {
+            last.map_or_else(|| "no attempt came to an end".into(), |error| lower_first(&error.to_string()))
+        };
+        let waited = Elapsed(gave_up.waited);
+        let mut error = self.failed(format!("SSH did not come up within {waited}: {cause}"));
+        error.hint = hint(last, &self.setup.plan.profile.ssh.user).or(error.hint);
+        let disk = self.setup.disk.counts();
+        error.causes.push(format!(
+            "the guest read {} from its disk and sent {} network frames",
+            Size(disk.read_bytes),
+            activity.frames_from_guest,
+        ));
+        let history = gave_up.attempts.causes().iter().map(|attempt| {
+            let first = Elapsed(attempt.first);
+            format!("from {first} on, {} times: {}", attempt.count, attempt.error)
+        });
+        error.excerpt("attempts to log in", history.collect())
+    }
+}
+
+/// Dials the guest's SSH port through its network.
+async fn dial(nat: NatHandle) -> std::io::Result<tokio::net::UnixStream> {
+    use std::io::{Error, ErrorKind};
+    let dialled = tokio::task::spawn_blocking(move || nat.dial(SSH, DIAL)).await.map_err(Error::other)?;
+    let stream = dialled.map_err(|error| {
+        let kind = match error {
+            DialError::Refused => ErrorKind::ConnectionRefused,
+            _ => ErrorKind::TimedOut,
+        };
+        Error::new(kind, error)
+    })?;
+    stream.set_nonblocking(true)?;
+    tokio::net::UnixStream::from_std(stream)
+}
+
+fn hint(last: Option<&AttemptError>, user: &str) -> Option<String> {
+    match last {
+        Some(AttemptError::Connect(ConnectError::KeyRefused { .. })) => Some(format!(
+            "Does the image have the user `{user}`, and does the seed ([seed]) reach it? \
+             [ssh] user and private_key choose another login"
+        )),
+        Some(AttemptError::Dial(error)) if error.kind() == std::io::ErrorKind::ConnectionRefused => {
+            Some("The guest has a network but nothing listens on port 22: is sshd installed and enabled?".into())
+        }
+        _ => None,
+    }
+}
+
+fn lower_first(text: &str) -> String {
+    let mut chars = text.chars();
+    chars.next().map_or_else(String::new, |first| first.to_lowercase().chain(chars).collect())
+}
+
+/// Starts the machine on the disk as it is now.
+async fn start(setup: &Setup) -> Result<(Life, Booted), Error> {
+    // Reading and unpacking a kernel takes a while, and Ctrl-C is to be heard meanwhile.
+    let plan = Arc::clone(&setup.plan);
+    let disk: Arc<dyn Block> = Arc::clone(&setup.disk) as Arc<dyn Block>;
+    let loading = tokio::task::spawn_blocking(move || {
+        let kernel = plan::discover(disk, &plan.boot, &plan.profile.image.source.value)?;
+        let booted = Booted { origin: kernel.origin.clone(), cmdline: kernel.cmdline.clone() };
+        let machine = &plan.profile.machine;
+        let mut machine = Machine::new(&MachineConfig { cpus: machine.cpus, memory: machine.memory })
+            .map_err(|error| no_machine(&error))?;
+        machine.load(&kernel).map_err(|error| no_machine(&error))?;
+        Ok::<_, Error>((machine, booted))
+    });
+    let (mut machine, booted) = tokio::select! {
+        () = setup.cancel.wait() => return Err(Error::interrupted()),
+        loaded = loading => loaded
+            .map_err(|error| Error::new(Blame::Internal, "Loading the kernel died").because(&error))??,
+    };
+    let (nat, handle) = Nat::new(network(&setup.plan))
+        .map_err(|error| Error::input("Cannot set up the guest's network").because(&error))?;
+    machine.set_console(setup.console.writer());
+    let mut devices: Vec<Box<dyn kvmbake_vmm::virtio::VirtioDevice>> = Vec::new();
+    let queues = u16::from(setup.plan.profile.machine.cpus.min(MAXIMUM_DISK_QUEUES));
+    let disk = Arc::clone(&setup.disk) as Arc<dyn Block>;
+    devices.push(Box::new(BlockDevice::new(
+        disk,
+        BlockOptions { serial: "kvmbake-root".into(), queues, read_only: false, ..Default::default() },
+    )));
+    if let Some(seed) = &setup.seed {
+        let seed = Arc::clone(seed) as Arc<dyn Block>;
+        let options =
+            BlockOptions { serial: "kvmbake-seed".into(), queues: 1, read_only: true, ..Default::default() };
+        devices.push(Box::new(BlockDevice::new(seed, options)));
+    }
+    devices.push(Box::new(NetDevice::new(Box::new(nat))));
+    devices.push(Box::new(RngDevice::new()));
+    for device in devices {
+        machine.add_virtio(device).map_err(|error| no_machine(&error))?;
+    }
+    let running = machine.start().map_err(|error| no_machine(&error))?;
+    Ok((Life::new(running, handle), booted))
+}
+
+/// Queues beyond this only cost threads.
+const MAXIMUM_DISK_QUEUES: u8 = 4;
+
+fn no_machine(error: &kvmbake_vmm::Error) -> Error {
+    let failed = Error::input("Cannot start the machine").because(error);
+    failed.hint("`kvmbake doctor` says what is missing and what to do")
+}
+
+fn network(plan: &Plan) -> NatConfig {
+    let net = &plan.profile.net;
+    let mut config = NatConfig::default();
+    config.allow_host_loopback = net.host_loopback;
+    if let Some(dns) = net.dns {
+        config.resolvers = vec![std::net::SocketAddr::from((dns, 53))];
+    }
+    if let Some(folder) = &net.serve {
+        let target = Arc::new(Served(DirectoryServer::new(folder.value.clone())));
+        config.forwards.push(Forward { address: SERVICE, port: HTTP, target });
+    }
+    config
+}
+
+/// The profile's folder as a service of the network.
+struct Served(DirectoryServer);
+
+impl kvmbake_net::Service for Served {
+    fn connect(&self) -> std::io::Result<std::os::unix::net::UnixStream> {
+        let (ours, theirs) = std::os::unix::net::UnixStream::pair()?;
+        self.0.serve(theirs);
+        Ok(ours)
+    }
+}

@@ -1,0 +1,130 @@
+//! The command line: one file a subcommand, each with its arguments and one function.
+
+mod convert;
+mod doctor;
+mod info;
+mod run;
+mod validate;
+
+use std::sync::Arc;
+
+use clap::{Parser, Subcommand};
+
+use crate::build::Cancel;
+use crate::error::{Blame, Error};
+use crate::report::{self, Report};
+
+/// Bake VM images on /dev/kvm with one binary: no root, no QEMU.
+#[derive(Debug, Parser)]
+#[command(name = "kvmbake", version, propagate_version = true, after_help = EXIT_CODES)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+const EXIT_CODES: &str = "\
+Exit codes:
+  0    done
+  1    the profile, an image or the host's set-up is at fault
+  2    wrong usage
+  3    something failed inside the guest
+  130  interrupted
+  255  a defect of kvmbake";
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Run(run::Args),
+    Validate(validate::Args),
+    Convert(convert::Args),
+    Info(info::Args),
+    Doctor(doctor::Args),
+}
+
+/// Runs the command of this process and returns its exit code.
+pub fn main() -> u8 {
+    let cli = Cli::parse();
+    let json = matches!(&cli.command, Command::Run(args) if args.json);
+    let reporter: Arc<dyn Report> = Arc::from(report::for_process(json));
+    let result = match cli.command {
+        Command::Run(args) => run::run(&args, Arc::clone(&reporter)),
+        Command::Validate(args) => validate::run(&args),
+        Command::Convert(args) => convert::run(&args, Arc::clone(&reporter)),
+        Command::Info(args) => info::run(&args),
+        Command::Doctor(args) => doctor::run(&args),
+    };
+    match result {
+        Ok(()) => 0,
+        Err(error) => {
+            reporter.event(report::Event::Failed(&error));
+            error.blame.exit_code()
+        }
+    }
+}
+
+/// Lets Ctrl-C, SIGTERM and SIGHUP stop the command in good order. A second one ends the process
+/// at once; what that leaves behind, the next build removes.
+fn stop_on_signal(cancel: &Cancel) -> Result<(), Error> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let failed = |error: &dyn std::error::Error| {
+        let mut failed = Error::new(Blame::Internal, "Cannot handle signals");
+        failed.causes.push(error.to_string());
+        failed
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| failed(&error))?;
+    let listen = |kind| {
+        let _context = runtime.enter();
+        signal(kind).map_err(|error| failed(&error))
+    };
+    let mut interrupt = listen(SignalKind::interrupt())?;
+    let mut terminate = listen(SignalKind::terminate())?;
+    let mut hangup = listen(SignalKind::hangup())?;
+    let cancel = cancel.clone();
+    let wait = async move {
+        loop {
+            tokio::select! {
+                _ = interrupt.recv() => {}
+                _ = terminate.recv() => {}
+                _ = hangup.recv() => {}
+            }
+            if cancel.is_set() {
+                std::process::exit(i32::from(Blame::Interrupted.exit_code()));
+            }
+            cancel.set();
+        }
+    };
+    // A thread of its own hears the signal while the command is in blocking work.
+    std::thread::Builder::new()
+        .name("signals".into())
+        .stack_size(SIGNAL_STACK)
+        .spawn(move || runtime.block_on(wait))
+        .map_err(|error| failed(&error))?;
+    Ok(())
+}
+
+/// Stack of the thread that waits for signals.
+const SIGNAL_STACK: usize = 128 << 10;
+
+/// Prints to standard output; a reader that has gone away is no error.
+fn print(text: &str) -> Result<(), Error> {
+    use std::io::{ErrorKind, Write};
+    match std::io::stdout().lock().write_all(text.as_bytes()) {
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => {
+            Err(Error::input("Cannot write to standard output").because(&error))
+        }
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        Cli::command().debug_assert();
+    }
+}

@@ -1,0 +1,43 @@
+//! `kvmbake validate`
+
+use std::fmt::Write;
+use std::path::PathBuf;
+
+use super::print;
+use crate::build::Plan;
+use crate::error::Error;
+use crate::profile::units::Size;
+
+/// Checks everything about a profile that can be checked without booting
+///
+/// The profile's keys and values, the files it names, the base image's format and structure, its
+/// checksum, and the kernel that a build would boot.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// The profile
+    #[arg(value_name = "PROFILE")]
+    profile: PathBuf,
+}
+
+/// Runs the checks and says what a build would do.
+///
+/// # Errors
+/// The faults found.
+pub fn run(args: &Args) -> Result<(), Error> {
+    let plan = Plan::load(&args.profile)?;
+    plan.verify_checksum()?;
+    let kernel = plan.discover_kernel()?;
+    let mut text = String::new();
+    let base = &plan.profile.image.source.value;
+    let _ = writeln!(text, "base     {}  {}, {}", base.display(), plan.base_format, Size(plan.virtual_size));
+    let _ = writeln!(text, "boot     {}", kernel.origin);
+    let _ = writeln!(text, "cmdline  {}", kernel.cmdline);
+    for (index, step) in plan.profile.steps.iter().enumerate() {
+        let _ = writeln!(text, "step {:<3} {}", index + 1, step.title);
+    }
+    for output in &plan.profile.outputs {
+        let _ = writeln!(text, "output   {}", output.file);
+    }
+    text.push_str("valid\n");
+    print(&text)
+}

@@ -1,0 +1,322 @@
+//! A cursor over one TOML table: each key is asked for by name and type, and what nobody asked
+//! for is an unknown key. Every fault keeps the place it was found at, and all faults of a
+//! profile are collected, so that a person mends them in one go.
+
+use std::cell::RefCell;
+use std::collections::BTreeSet;
+use std::ops::Range;
+use std::time::Duration;
+
+use toml::Spanned;
+use toml::de::{DeTable, DeValue};
+
+use super::source::{Fault, Source};
+use super::units;
+
+/// A value with the span it was read from.
+#[derive(Debug, Clone)]
+pub struct At<T> {
+    /// The value.
+    pub value: T,
+    /// Its bytes in the profile.
+    pub span: Range<usize>,
+}
+
+/// The faults found so far, shared by all readers of one profile.
+pub struct Faults<'s> {
+    source: &'s Source,
+    list: RefCell<Vec<Fault>>,
+}
+
+impl<'s> Faults<'s> {
+    /// An empty list for `source`.
+    pub fn new(source: &'s Source) -> Self {
+        Faults { source, list: RefCell::default() }
+    }
+
+    /// Adds a fault at `span`.
+    pub fn add(&self, span: &Range<usize>, message: impl Into<String>, hint: Option<String>) {
+        let place = self.source.place(span);
+        self.list.borrow_mut().push(Fault { message: message.into(), place, hint });
+    }
+
+    /// Returns the faults in the order of their places.
+    pub fn into_sorted(self) -> Vec<Fault> {
+        let mut list = self.list.into_inner();
+        list.sort_by_key(|fault| (fault.place.line, fault.place.column));
+        list
+    }
+}
+
+/// Reads one table.
+pub struct Reader<'t, 's> {
+    table: &'t DeTable<'t>,
+    /// The table's own span: where a missing key is reported.
+    span: Range<usize>,
+    /// The table's name in messages, e.g. `[image]`.
+    name: String,
+    asked: RefCell<BTreeSet<&'static str>>,
+    faults: &'t Faults<'s>,
+}
+
+impl<'t, 's> Reader<'t, 's> {
+    /// Starts to read `table`, called `name` in messages.
+    pub fn new(
+        table: &'t DeTable<'t>,
+        span: Range<usize>,
+        name: impl Into<String>,
+        faults: &'t Faults<'s>,
+    ) -> Self {
+        Reader { table, span, name: name.into(), asked: RefCell::default(), faults }
+    }
+
+    /// Returns the raw value of `key`.
+    pub fn value(&self, key: &'static str) -> Option<&'t Spanned<DeValue<'t>>> {
+        self.asked.borrow_mut().insert(key);
+        self.table.iter().find(|(k, _)| k.get_ref() == key).map(|(_, value)| value)
+    }
+
+    /// Returns the table's span.
+    pub fn span(&self) -> Range<usize> {
+        self.span.clone()
+    }
+
+    /// Adds a fault about the value at `span`.
+    pub fn fault(&self, span: &Range<usize>, message: impl Into<String>) {
+        self.faults.add(span, message, None);
+    }
+
+    /// Adds a fault with a hint.
+    pub fn fault_with_hint(&self, span: &Range<usize>, message: impl Into<String>, hint: impl Into<String>) {
+        self.faults.add(span, message, Some(hint.into()));
+    }
+
+    fn wrong_type(&self, key: &str, value: &Spanned<DeValue<'_>>, expected: &str) {
+        let found = value.get_ref().type_str();
+        self.fault(&value.span(), format!("`{key}` in {} must be {expected}, not {found}", self.name));
+    }
+
+    /// Reads a string.
+    pub fn string(&self, key: &'static str) -> Option<At<String>> {
+        let value = self.value(key)?;
+        let Some(text) = value.get_ref().as_str() else {
+            self.wrong_type(key, value, "a string");
+            return None;
+        };
+        Some(At { value: text.to_string(), span: value.span() })
+    }
+
+    /// Reads a string that must be there.
+    pub fn required_string(&self, key: &'static str) -> Option<At<String>> {
+        if self.value(key).is_none() {
+            self.fault(&self.span, format!("{} has no `{key}`", self.name));
+        }
+        self.string(key)
+    }
+
+    /// Reads a string through `parse`, whose error is a sentence.
+    pub fn parsed<T>(
+        &self,
+        key: &'static str,
+        parse: impl FnOnce(&str) -> Result<T, String>,
+    ) -> Option<At<T>> {
+        let text = self.string(key)?;
+        match parse(&text.value) {
+            Ok(value) => Some(At { value, span: text.span }),
+            Err(message) => {
+                self.fault(&text.span, capitalised(&format!("`{key}`: {message}")));
+                None
+            }
+        }
+    }
+
+    /// Reads a size in bytes.
+    pub fn size(&self, key: &'static str) -> Option<At<u64>> {
+        self.parsed(key, units::parse_size)
+    }
+
+    /// Reads a duration.
+    pub fn duration(&self, key: &'static str) -> Option<At<Duration>> {
+        self.parsed(key, units::parse_duration)
+    }
+
+    /// Reads a boolean.
+    pub fn bool(&self, key: &'static str) -> Option<bool> {
+        let value = self.value(key)?;
+        value.get_ref().as_bool().or_else(|| {
+            self.wrong_type(key, value, "true or false");
+            None
+        })
+    }
+
+    /// Reads a whole number within `range`.
+    pub fn integer(&self, key: &'static str, range: std::ops::RangeInclusive<i64>) -> Option<At<i64>> {
+        let value = self.value(key)?;
+        self.integer_of(key, value, range)
+    }
+
+    fn integer_of(
+        &self,
+        key: &str,
+        value: &Spanned<DeValue<'_>>,
+        range: std::ops::RangeInclusive<i64>,
+    ) -> Option<At<i64>> {
+        let Some(number) = value.get_ref().as_integer() else {
+            self.wrong_type(key, value, "a whole number");
+            return None;
+        };
+        match i64::from_str_radix(number.as_str(), number.radix()) {
+            Ok(number) if range.contains(&number) => Some(At { value: number, span: value.span() }),
+            _ => {
+                let (low, high) = range.into_inner();
+                self.fault(&value.span(), format!("`{key}` must be between {low} and {high}"));
+                None
+            }
+        }
+    }
+
+    /// Reads one whole number or a list of them.
+    pub fn integers(
+        &self,
+        key: &'static str,
+        range: std::ops::RangeInclusive<i64>,
+    ) -> Option<Vec<i64>> {
+        let value = self.value(key)?;
+        match value.get_ref().as_array() {
+            Some(items) => items
+                .iter()
+                .map(|item| self.integer_of(key, item, range.clone()).map(|at| at.value))
+                .collect(),
+            None => self.integer_of(key, value, range).map(|at| vec![at.value]),
+        }
+    }
+
+    /// Reads one string or a list of them.
+    pub fn strings(&self, key: &'static str) -> Option<Vec<At<String>>> {
+        let value = self.value(key)?;
+        self.strings_of(key, value)
+    }
+
+    /// Reads `value`, which stands at `key`, as one string or a list of them.
+    pub fn strings_of(&self, key: &str, value: &Spanned<DeValue<'_>>) -> Option<Vec<At<String>>> {
+        if let Some(text) = value.get_ref().as_str() {
+            return Some(vec![At { value: text.to_string(), span: value.span() }]);
+        }
+        let Some(items) = value.get_ref().as_array() else {
+            self.wrong_type(key, value, "a string or a list of strings");
+            return None;
+        };
+        let mut texts = Vec::with_capacity(items.len());
+        for item in items.iter() {
+            match item.get_ref().as_str() {
+                Some(text) => texts.push(At { value: text.to_string(), span: item.span() }),
+                None => {
+                    self.wrong_type(key, item, "a list of strings");
+                    return None;
+                }
+            }
+        }
+        Some(texts)
+    }
+
+    /// Reads a table of strings, e.g. an environment.
+    pub fn string_map(&self, key: &'static str) -> Vec<(String, String)> {
+        let Some(value) = self.value(key) else { return Vec::new() };
+        let Some(table) = value.get_ref().as_table() else {
+            self.wrong_type(key, value, "a table of strings");
+            return Vec::new();
+        };
+        let mut pairs = Vec::with_capacity(table.len());
+        for (name, item) in table.iter() {
+            match item.get_ref().as_str() {
+                Some(text) => pairs.push((name.get_ref().to_string(), text.to_string())),
+                None => self.wrong_type(name.get_ref(), item, "a string"),
+            }
+        }
+        pairs
+    }
+
+    /// Reads the table at `key`; `None` when it is not there.
+    pub fn table(&self, key: &'static str) -> Option<Reader<'t, 's>> {
+        let value = self.value(key)?;
+        match value.get_ref().as_table() {
+            Some(table) => Some(Reader::new(table, value.span(), format!("[{key}]"), self.faults)),
+            None => {
+                self.wrong_type(key, value, "a table");
+                None
+            }
+        }
+    }
+
+    /// Reads `value` as a nested table called `name`.
+    pub fn table_of(&self, name: &str, value: &'t Spanned<DeValue<'t>>) -> Option<Reader<'t, 's>> {
+        let table = value.get_ref().as_table()?;
+        Some(Reader::new(table, value.span(), name, self.faults))
+    }
+
+    /// Reads the list of tables at `key`.
+    pub fn tables(&self, key: &'static str) -> Vec<Reader<'t, 's>> {
+        let Some(value) = self.value(key) else { return Vec::new() };
+        let Some(items) = value.get_ref().as_array() else {
+            self.wrong_type(key, value, &format!("written as [[{key}]]"));
+            return Vec::new();
+        };
+        let mut readers = Vec::with_capacity(items.len());
+        for item in items.iter() {
+            match item.get_ref().as_table() {
+                Some(table) => {
+                    readers.push(Reader::new(table, item.span(), format!("[[{key}]]"), self.faults));
+                }
+                None => self.wrong_type(key, item, "a table"),
+            }
+        }
+        readers
+    }
+
+    /// Ends the reading: every key that nobody asked for is a fault, with the nearest known one.
+    pub fn finish(self) {
+        let asked = self.asked.borrow();
+        for (key, _) in self.table.iter() {
+            let name = key.get_ref().as_ref();
+            if asked.contains(name) {
+                continue;
+            }
+            let hint = match nearest(name, asked.iter().copied()) {
+                Some(known) => format!("Did you mean `{known}`?"),
+                None => {
+                    let known: Vec<String> = asked.iter().map(|key| format!("`{key}`")).collect();
+                    format!("Known here: {}", known.join(", "))
+                }
+            };
+            self.faults.add(&key.span(), format!("Unknown key `{name}` in {}", self.name), Some(hint));
+        }
+    }
+}
+
+fn capitalised(text: &str) -> String {
+    let mut chars = text.chars();
+    chars.next().map_or_else(String::new, |first| first.to_uppercase().chain(chars).collect())
+}
+
+/// Returns the candidate nearest to `name` by edits, when it is near enough to be a slip.
+pub fn nearest<'a>(name: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+    candidates
+        .into_iter()
+        .map(|candidate| (strsim::damerau_levenshtein(name, candidate), candidate))
+        .filter(|(edits, candidate)| *edits <= 1 + candidate.len().max(name.len()) / 4)
+        .min()
+        .map(|(_, candidate)| candidate)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_slip_finds_its_key_and_nonsense_does_not() {
+        let keys = ["name", "source", "format"];
+        assert_eq!(nearest("nmae", keys), Some("name"));
+        assert_eq!(nearest("sorce", keys), Some("source"));
+        assert_eq!(nearest("bootloader", keys), None);
+    }
+}

@@ -1,0 +1,127 @@
+//! What a profile may say, and how it is refused.
+
+use super::*;
+
+const SOUND: &str = r#"
+[image]
+name = "web"
+source = "debian.qcow2"
+size = "8G"
+
+[machine]
+cpus = 4
+memory = "2G"
+
+[seed]
+kind = "nocloud"
+user_data = "user-data.yaml"
+
+[ssh]
+user = "debian"
+timeout = "1m30s"
+
+[[step]]
+shell = ["apt-get --version", "true"]
+
+[[step]]
+name = "roles"
+shell = { script = "setup.sh", env = { ROLE = "web" }, sudo = true, expect = [0, 3], timeout = "10s" }
+
+[[output]]
+format = "qcow2"
+[[output]]
+format = "vhd"
+"#;
+
+fn parse(text: &str) -> Result<Profile, Vec<Fault>> {
+    Profile::parse(Source::new("/profiles/web.toml", text))
+}
+
+fn only_fault(text: &str) -> Fault {
+    let mut faults = parse(text).expect_err("the profile is at fault");
+    assert_eq!(faults.len(), 1, "{faults:#?}");
+    faults.remove(0)
+}
+
+#[test]
+fn a_sound_profile_is_read_whole() {
+    let profile = parse(SOUND).unwrap();
+    assert_eq!(profile.image.source.value, Path::new("/profiles/debian.qcow2"));
+    assert_eq!(profile.image.size.as_ref().unwrap().value, 8 << 30);
+    assert_eq!((profile.machine.cpus, profile.machine.memory), (4, 2 << 30));
+    assert_eq!(profile.ssh.timeout, Duration::from_secs(90));
+    assert_eq!(profile.steps[0].title, "apt-get --version (+1)");
+    assert_eq!(profile.steps[1].title, "roles");
+    assert_eq!(profile.steps[1].shell.expect, [0, 3]);
+    assert!(profile.steps[1].shell.sudo);
+    let files: Vec<&str> = profile.outputs.iter().map(|output| output.file.as_str()).collect();
+    assert_eq!(files, ["web.qcow2", "web.vhd"]);
+}
+
+#[test]
+fn an_unknown_key_is_refused_with_its_place_and_the_nearest_known_one() {
+    let fault = only_fault(&SOUND.replace("cpus = 4", "cpuz = 4"));
+    assert_eq!(fault.message, "Unknown key `cpuz` in [machine]");
+    assert_eq!((fault.place.line, fault.place.column), (8, 1));
+    assert_eq!(fault.hint.as_deref(), Some("Did you mean `cpus`?"));
+}
+
+#[test]
+fn broken_toml_is_refused_with_its_place() {
+    let fault = only_fault("[image]\nname = \"web\nsource = 1\n");
+    assert!(fault.message.starts_with("Not valid TOML: "), "{}", fault.message);
+    assert_eq!(fault.place.line, 2);
+}
+
+#[test]
+fn a_wrong_type_names_what_it_is_and_what_it_should_be() {
+    let fault = only_fault(&SOUND.replace("cpus = 4", "cpus = \"four\""));
+    assert_eq!(fault.message, "`cpus` in [machine] must be a whole number, not string");
+}
+
+#[test]
+fn all_faults_are_told_at_once_in_order() {
+    let text = SOUND.replace("cpus = 4", "cpus = 0").replace("\"8G\"", "\"8X\"").replace("vhd", "vhf");
+    let faults = parse(&text).unwrap_err();
+    let lines: Vec<usize> = faults.iter().map(|fault| fault.place.line).collect();
+    assert_eq!(lines, [5, 8, 29]);
+    assert_eq!(faults[2].hint.as_deref(), Some("Did you mean `vhd`?"));
+}
+
+#[test]
+fn names_that_lead_out_of_the_output_folder_are_refused() {
+    for name in ["../x", "a/b", ".hidden", "-rf", ""] {
+        let fault = only_fault(&SOUND.replace("\"web\"", &format!("\"{name}\"")));
+        assert!(fault.message.contains("plain file name"), "{name}: {}", fault.message);
+    }
+}
+
+#[test]
+fn two_outputs_of_one_name_are_refused() {
+    let fault = only_fault(&SOUND.replace("\"vhd\"", "\"qcow2\""));
+    assert_eq!(fault.message, "Two outputs are called `web.qcow2`");
+}
+
+#[test]
+fn missing_parts_are_named() {
+    let faults = parse("").unwrap_err();
+    let messages: Vec<&str> = faults.iter().map(|fault| fault.message.as_str()).collect();
+    assert_eq!(messages, ["The profile has no [image]"]);
+    let fault = only_fault("[image]\nname = \"a\"\nsource = \"b\"\n");
+    assert_eq!(fault.message, "The profile has no [[output]]");
+}
+
+#[test]
+fn a_shell_step_runs_one_thing() {
+    let text = SOUND.replace("script = \"setup.sh\"", "script = \"setup.sh\", inline = \"true\"");
+    assert!(only_fault(&text).message.contains("exactly one of"));
+}
+
+#[test]
+fn user_data_of_several_lines_stands_for_itself() {
+    let text = SOUND.replace("\"user-data.yaml\"", "\"#cloud-config\\n{}\"");
+    let Seed::NoCloud { user_data: Some(Text::Inline(text)), .. } = parse(&text).unwrap().seed else {
+        panic!("not inline");
+    };
+    assert_eq!(text, "#cloud-config\n{}");
+}

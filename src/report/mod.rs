@@ -1,0 +1,155 @@
+//! All that a person sees of a command: events come in, text goes out. One implementation for a
+//! terminal, one for plain lines, one for JSON; the pipeline does not know which it speaks to.
+
+mod failure;
+mod json;
+mod plain;
+mod terminal;
+
+use std::io::IsTerminal;
+use std::time::Duration;
+
+use crate::error::Error;
+
+pub use failure::render as render_failure;
+
+/// The parts of a build, in their order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stage {
+    /// Leftovers of dead builds.
+    Clean,
+    /// The base image: opened, checked, overlaid.
+    Base,
+    /// The machine, up to its kernel's entry.
+    Boot,
+    /// Until the guest takes commands.
+    Ssh,
+    /// cloud-init.
+    CloudInit,
+    /// One of the profile's steps.
+    Step,
+    /// The key removed, the guest shut down.
+    Seal,
+    /// The images written.
+    Export,
+}
+
+impl Stage {
+    /// Returns the stage's name as it is shown and as it stands in JSON events.
+    pub fn name(self) -> &'static str {
+        match self {
+            Stage::Clean => "clean",
+            Stage::Base => "base",
+            Stage::Boot => "boot",
+            Stage::Ssh => "ssh",
+            Stage::CloudInit => "cloud-init",
+            Stage::Step => "step",
+            Stage::Seal => "seal",
+            Stage::Export => "export",
+        }
+    }
+}
+
+/// Something that a person may want to know.
+#[derive(Debug, Clone, Copy)]
+pub enum Event<'a> {
+    /// A stage begins.
+    Started {
+        /// Which.
+        stage: Stage,
+        /// The step's number, from 1.
+        step: Option<usize>,
+        /// What it is about.
+        detail: &'a str,
+    },
+    /// A stage ended well.
+    Finished {
+        /// Which.
+        stage: Stage,
+        /// The step's number, from 1.
+        step: Option<usize>,
+        /// What came of it.
+        detail: &'a str,
+        /// How long it took.
+        took: Duration,
+    },
+    /// A piece of news within a stage.
+    Note {
+        /// Which stage.
+        stage: Stage,
+        /// The news.
+        text: &'a str,
+    },
+    /// One line that a step printed.
+    Output {
+        /// The step's number, from 1.
+        step: usize,
+        /// Whether it came on standard error.
+        stderr: bool,
+        /// The line, without its end.
+        line: &'a str,
+    },
+    /// How far the export, or another long job on bytes, has come.
+    Progress {
+        /// Which stage.
+        stage: Stage,
+        /// What is being done.
+        phase: &'a str,
+        /// Bytes done.
+        done: u64,
+        /// Bytes in all.
+        total: u64,
+    },
+    /// The build is complete.
+    Done {
+        /// The output folder.
+        folder: &'a str,
+        /// A line on each artifact.
+        artifacts: &'a [String],
+        /// How long the whole took.
+        took: Duration,
+    },
+    /// The command failed.
+    Failed(&'a Error),
+}
+
+/// Where events go.
+pub trait Report: Send + Sync {
+    /// Shows one event.
+    fn event(&self, event: Event<'_>);
+}
+
+/// Returns the report that fits standard error, or the JSON one on standard output.
+pub fn for_process(json: bool) -> Box<dyn Report> {
+    if json {
+        Box::new(json::Json::new())
+    } else if std::io::stderr().is_terminal() {
+        Box::new(terminal::Terminal::new())
+    } else {
+        Box::new(plain::Plain::new())
+    }
+}
+
+/// Makes guest text safe to print: control characters, escape sequences among them, become `?`.
+pub fn printable(line: &str) -> String {
+    line.chars().map(|c| if c.is_control() && c != '\t' { '\u{fffd}' } else { c }).collect()
+}
+
+/// The stage's label, with the step's number.
+fn label(stage: Stage, step: Option<usize>) -> String {
+    match step {
+        Some(number) => format!("{} {number}", stage.name()),
+        None => stage.name().to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_guest_cannot_drive_the_terminal() {
+        assert_eq!(printable("a\x1b]0;title\x07b\u{9b}31m"), "a\u{fffd}]0;title\u{fffd}b\u{fffd}31m");
+        assert_eq!(printable("tab\tstays"), "tab\tstays");
+    }
+}
