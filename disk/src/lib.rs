@@ -3,6 +3,7 @@
 pub mod block;
 pub mod counted;
 pub mod error;
+pub mod filesystem;
 pub mod format;
 mod host_file;
 mod lock;
