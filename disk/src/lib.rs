@@ -12,6 +12,7 @@ pub mod open;
 pub mod partition;
 pub mod qcow2;
 pub mod raw;
+pub mod volatile;
 
 pub use block::{Block, Extent};
 pub use counted::{Counted, Counts};
@@ -21,3 +22,4 @@ pub use memory::MemoryBlock;
 pub use open::{OpenOptions, open};
 pub use qcow2::create_overlay;
 pub use raw::RawBlock;
+pub use volatile::Volatile;

@@ -77,10 +77,10 @@ pub(crate) fn open(path: &Path, options: &OpenOptions, depth: usize) -> Result<Q
         None => None,
     };
 
-    let image = Qcow2::builder(Store::file(file))
+    let image = Qcow2::builder(Store::image(file))
         .write(writable)
         .backing(base_format(base.as_ref(), path)?)
-        .data_file(data_file.map(Store::file))
+        .data_file(data_file.map(Store::data))
         .open(DenyImplicitOpenGate::default())
         .map_err(|error| Error::io("open", error).on(path))?;
     let disk = Qcow2Block::new(image, base, path, &header, writable);
@@ -148,7 +148,7 @@ fn fill_overlay(
 ) -> Result<Arc<dyn Block>, Error> {
     lock::lock(file.file(), path, Use::Write)?;
     let backing = base_format(Some(&base), path)?;
-    let image = Qcow2::<Store>::create_builder(Store::file(file))
+    let image = Qcow2::<Store>::create_builder(Store::image(file))
         .cluster_size(OVERLAY_CLUSTER_SIZE as usize)
         .size(virtual_size)
         .create_open(DenyImplicitOpenGate::default(), |store| {

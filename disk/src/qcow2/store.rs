@@ -17,6 +17,9 @@ use crate::block::Block;
 use crate::error::{Error, ErrorKind};
 use crate::host_file::HostFile;
 
+/// How much an image file grows at once.
+const GROWTH: u64 = 4 << 20;
+
 /// A file of the image, or a backing disk.
 pub(super) struct Store {
     kind: Kind,
@@ -31,18 +34,34 @@ enum Kind {
 struct FileStore {
     file: HostFile,
     /// The file's length. It only grows, and only under `growing`, before anything is written
-    /// into the new part: so no write is ever cut off, and the new part is known to be zero.
+    /// into the new part: so no write is ever cut off.
     len: AtomicU64,
     growing: Mutex<()>,
+    /// Where the written part ends: everything from here to `len` was never written and is zero.
+    written: AtomicU64,
+    /// The length grows to multiples of this, because growing is dear; dropping cuts the rest off.
+    step: u64,
 }
 
 impl Store {
-    pub(super) fn file(file: HostFile) -> Store {
+    /// The image file itself.
+    pub(super) fn image(file: HostFile) -> Store {
+        Store::file(file, GROWTH)
+    }
+
+    /// An external data file, whose length means something.
+    pub(super) fn data(file: HostFile) -> Store {
+        Store::file(file, 1)
+    }
+
+    fn file(file: HostFile, step: u64) -> Store {
         Store {
             kind: Kind::File(FileStore {
                 len: AtomicU64::new(file.len()),
-                file,
+                written: AtomicU64::new(file.len()),
                 growing: Mutex::new(()),
+                file,
+                step,
             }),
             helper: CommonStorageHelper::default(),
         }
@@ -65,19 +84,36 @@ impl Store {
 }
 
 impl FileStore {
-    /// Grows the file to at least `end`; returns the length it had before.
-    fn grow(&self, end: u64) -> io::Result<u64> {
-        let len = self.len.load(Ordering::Acquire);
-        if end <= len {
-            return Ok(len);
+    /// Grows the file to at least `end`.
+    fn grow(&self, end: u64) -> io::Result<()> {
+        if end <= self.len.load(Ordering::Acquire) {
+            return Ok(());
         }
         let _growing = self.growing.lock().unwrap_or_else(PoisonError::into_inner);
-        let len = self.len.load(Ordering::Acquire);
-        if end > len {
-            self.file.set_len(end)?;
-            self.len.store(end, Ordering::Release);
+        if end > self.len.load(Ordering::Acquire) {
+            let len = end.checked_next_multiple_of(self.step).unwrap_or(end);
+            self.file.set_len(len)?;
+            self.len.store(len, Ordering::Release);
         }
-        Ok(len)
+        Ok(())
+    }
+
+    fn write(&self, bufv: IoVector<'_>, mut offset: u64) -> io::Result<()> {
+        let end = end_of(offset, bufv.len())?;
+        self.grow(end)?;
+        self.written.fetch_max(end, Ordering::AcqRel);
+        for buf in bufv.into_inner() {
+            self.file.write_all_at(&buf, offset)?;
+            offset += buf.len() as u64;
+        }
+        Ok(())
+    }
+
+    fn write_zeroes(&self, offset: u64, len: u64) -> io::Result<()> {
+        let end = end_of(offset, len)?;
+        self.grow(end)?;
+        let written = self.written.fetch_max(end, Ordering::AcqRel);
+        self.file.punch(offset, len.min(written.saturating_sub(offset)))
     }
 
     fn read(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
@@ -118,25 +154,19 @@ impl Storage for Store {
         Ok(())
     }
 
-    unsafe fn pure_writev(&self, bufv: IoVector<'_>, mut offset: u64) -> io::Result<()> {
-        let Kind::File(store) = &self.kind else {
-            return Err(Error::new(ErrorKind::ReadOnly, "write").into_io());
-        };
-        store.grow(end_of(offset, bufv.len())?)?;
-        for buf in bufv.into_inner() {
-            store.file.write_all_at(&buf, offset)?;
-            offset += buf.len() as u64;
+    unsafe fn pure_writev(&self, bufv: IoVector<'_>, offset: u64) -> io::Result<()> {
+        match &self.kind {
+            Kind::File(store) => store.write(bufv, offset),
+            Kind::Base(_) => Err(Error::new(ErrorKind::ReadOnly, "write").into_io()),
         }
-        Ok(())
     }
 
+    // imago writes the zeroes itself where this is `Unsupported`.
     unsafe fn pure_write_zeroes(&self, offset: u64, length: u64) -> io::Result<()> {
-        let Kind::File(store) = &self.kind else {
-            return Err(Error::new(ErrorKind::ReadOnly, "write").into_io());
-        };
-        let old_len = store.grow(end_of(offset, length)?)?;
-        // imago writes zeroes itself when this is `Unsupported`.
-        store.file.punch(offset, length.min(old_len.saturating_sub(offset)))
+        match &self.kind {
+            Kind::File(store) => store.write_zeroes(offset, length),
+            Kind::Base(_) => Err(Error::new(ErrorKind::ReadOnly, "write").into_io()),
+        }
     }
 
     fn flush(&self) -> io::Result<()> {
@@ -156,6 +186,16 @@ impl Storage for Store {
 
     fn get_storage_helper(&self) -> &CommonStorageHelper {
         &self.helper
+    }
+}
+
+impl Drop for FileStore {
+    fn drop(&mut self) {
+        let written = *self.written.get_mut();
+        if *self.len.get_mut() > written {
+            // A file that stays a little longer is as good.
+            let _ = self.file.set_len(written);
+        }
     }
 }
 

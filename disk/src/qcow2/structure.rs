@@ -81,7 +81,7 @@ impl Walk<'_> {
         })
     }
 
-    /// Returns the L2 tables that map some of the disk.
+    /// Returns the L2 tables; not more than fit into the file, whatever the L1 table says.
     fn l2_tables(&self) -> Result<Vec<L2Table>, Error> {
         let mut tables = Vec::new();
         let cluster_size = self.header.cluster_size();
@@ -95,6 +95,13 @@ impl Walk<'_> {
                 return Ok(());
             }
             self.check_table_inside(offset, "an L2 table")?;
+            if tables.len() as u64 >= self.file.len() / cluster_size {
+                return Err(corrupt(
+                    self.file,
+                    self.header.l1_offset,
+                    "the L1 table names more L2 tables than fit into the file".into(),
+                ));
+            }
             tables.push(L2Table {
                 // The L1 table has at most 2^22 entries.
                 l1_index: index as u32,
