@@ -15,8 +15,10 @@ pub mod layout;
 pub mod load;
 pub mod machine;
 pub mod memory;
+pub mod pci;
 pub mod running;
 pub mod vcpu;
+pub mod virtio;
 
 pub use boot::Kernel;
 pub use error::Error;

@@ -1,0 +1,40 @@
+//! The host bridge in slot 0: an identity and nothing else. Its windows are told by ACPI.
+
+use super::PciFunction;
+use super::config::{ConfigSpace, Identity};
+
+/// QEMU's generic PCI Express host bridge, which no driver claims.
+const IDENTITY: Identity = Identity {
+    vendor: 0x1b36,
+    device: 0x0008,
+    revision: 0,
+    class: 0x06_00_00,
+    subsystem_vendor: 0x1af4,
+    subsystem: 0x1100,
+};
+
+pub(super) struct HostBridge {
+    config: ConfigSpace,
+}
+
+impl HostBridge {
+    pub(super) fn new() -> Self {
+        Self { config: ConfigSpace::new(IDENTITY) }
+    }
+}
+
+impl PciFunction for HostBridge {
+    fn config(&self) -> &ConfigSpace {
+        &self.config
+    }
+
+    fn config_mut(&mut self) -> &mut ConfigSpace {
+        &mut self.config
+    }
+
+    fn read_bar(&mut self, _: usize, _: u64, _: &mut [u8]) {}
+
+    fn write_bar(&mut self, _: usize, _: u64, _: &[u8]) {}
+
+    fn stop(&mut self) {}
+}

@@ -1,0 +1,160 @@
+//! Virtio entropy device: fills what the driver offers with random bytes of the host.
+//!
+//! A request is served up to [`MAX_FILL`] bytes; a driver that wants more asks again.
+//! See VIRTIO 1.2, section 5.4.
+
+use std::io;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use virtio_bindings::virtio_ids::VIRTIO_ID_RNG;
+use virtio_queue::QueueState;
+
+use super::chain::{Chain, Cursor};
+use super::queue::{Popped, QueueFault, Virtqueue};
+use super::worker::{Stop, Worker, stop_all};
+use super::{ActivateError, Activation, VirtioDevice, wait};
+
+/// Most bytes for one request.
+pub const MAX_FILL: usize = 4096;
+
+/// Where the bytes come from: fills the slice whole.
+pub type Source = Box<dyn FnMut(&mut [u8]) -> io::Result<()> + Send>;
+
+/// An entropy device.
+pub struct RngDevice {
+    source: Arc<Mutex<Source>>,
+    workers: Vec<Worker>,
+}
+
+impl Default for RngDevice {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl RngDevice {
+    /// Returns a device that gives the host kernel's random bytes.
+    pub fn new() -> Self {
+        Self::with_source(Box::new(host_random))
+    }
+
+    /// Returns a device that gives the bytes of `source`.
+    pub fn with_source(source: Source) -> Self {
+        Self { source: Arc::new(Mutex::new(source)), workers: Vec::new() }
+    }
+}
+
+impl VirtioDevice for RngDevice {
+    fn device_type(&self) -> u32 {
+        VIRTIO_ID_RNG
+    }
+
+    fn name(&self) -> String {
+        "rng".to_owned()
+    }
+
+    fn features(&self) -> u64 {
+        0
+    }
+
+    fn queue_sizes(&self) -> &[u16] {
+        &[64]
+    }
+
+    fn read_config(&self, _: u64, _: &mut [u8]) {}
+
+    fn activate(&mut self, activation: Activation) -> Result<(), ActivateError> {
+        let queue = activation.queues.into_iter().next().ok_or(ActivateError::MissingQueue(0))?;
+        let source = self.source.clone();
+        let worker = Worker::spawn("rng", move |stop| {
+            let mut source = source.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut server = Server { queue, source: &mut *source, chain: Chain::default() };
+            if let Err(fault) = server.run(stop) {
+                server.queue.signals().needs_reset(fault);
+            }
+            vec![(server.queue.index(), server.queue.state())]
+        })?;
+        self.workers.push(worker);
+        Ok(())
+    }
+
+    fn quiesce(&mut self) -> Vec<(u16, QueueState)> {
+        stop_all(&mut self.workers)
+    }
+}
+
+struct Server<'s> {
+    queue: Virtqueue,
+    source: &'s mut Source,
+    chain: Chain,
+}
+
+impl Server<'_> {
+    fn run(&mut self, stop: &Stop) -> Result<(), QueueFault> {
+        loop {
+            wait::clear(self.queue.kick());
+            while !stop.is_set() && self.next()? {}
+            if stop.is_set() {
+                return Ok(());
+            }
+            if self.queue.enable_kicks()? {
+                continue;
+            }
+            let fds = [wait::fd(self.queue.kick()), wait::fd(stop.event())];
+            if let Err(error) = wait::readable(fds, None) {
+                tracing::error!(%error, "cannot wait for the entropy queue");
+                return Ok(());
+            }
+        }
+    }
+
+    fn next(&mut self) -> Result<bool, QueueFault> {
+        let written = match self.queue.pop(&mut self.chain)? {
+            Popped::Empty => return Ok(false),
+            Popped::Malformed(malformed) => {
+                self.queue.signals().complain(malformed);
+                0
+            }
+            Popped::Request => self.fill(),
+        };
+        self.queue.publish(&[(self.chain.head, written)])?;
+        self.queue.notify()?;
+        Ok(true)
+    }
+
+    fn fill(&mut self) -> u32 {
+        let mut data = Cursor::new(&self.chain.writable);
+        let mut bytes = [0; MAX_FILL];
+        let len = data.remaining().min(MAX_FILL as u64) as usize;
+        if let Err(error) = (self.source)(&mut bytes[..len]) {
+            tracing::error!(%error, "the host gives no random bytes");
+            return 0;
+        }
+        match data.write(self.queue.memory(), &bytes[..len]) {
+            Ok(written) => written as u32,
+            Err(error) => {
+                self.queue.signals().complain(error);
+                0
+            }
+        }
+    }
+}
+
+fn host_random(bytes: &mut [u8]) -> io::Result<()> {
+    let mut done = 0;
+    while done < bytes.len() {
+        let rest = &mut bytes[done..];
+        // SAFETY: the buffer is as long as said and lives through the call.
+        let got = unsafe { libc::getrandom(rest.as_mut_ptr().cast(), rest.len(), 0) };
+        match usize::try_from(got) {
+            Ok(got) => done += got,
+            Err(_) => {
+                let error = io::Error::last_os_error();
+                if error.kind() != io::ErrorKind::Interrupted {
+                    return Err(error);
+                }
+            }
+        }
+    }
+    Ok(())
+}
