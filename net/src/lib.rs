@@ -1,7 +1,33 @@
 //! The userspace network: what a guest's network device is plugged into.
 //!
-//! [`Link`] is the seam a device codes against.
+//! [`Link`] is the seam that a device codes against, and [`Nat`] the network behind it: a small IPv4
+//! network whose gateway, name server and services live in this process, and from which the guest
+//! reaches the world through ordinary sockets of the host. It needs no privileges, opens no port on
+//! the host, and holds no thread of its own: the device drives it.
+//!
+//! One file for each protocol: `arp`, `dhcp`, `dns`, `echo` (ICMP), `udp`, `tcp`.
+//! `policy` decides what the guest may reach.
 
+mod arp;
+mod config;
+mod dhcp;
+mod dial;
+mod dns;
+mod echo;
+mod handle;
+mod host;
 pub mod link;
+mod nat;
+mod outbox;
+mod policy;
+mod slab;
+mod tcp;
+mod timers;
+mod udp;
+mod wire;
 
+pub use config::{Forward, Limits, NatConfig, Resolvers, Service};
+pub use dial::{DialError, Silence};
+pub use handle::{Activity, DialOutcome, Lease, NatHandle};
 pub use link::{DropReason, Gso, GuestOffloads, Link, MAX_FRAME, Offload, Pulled};
+pub use nat::Nat;

@@ -1,0 +1,232 @@
+//! What a network is made from: its addresses, what it forwards, and what it lets the guest reach.
+
+use std::fmt;
+use std::io;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// The configuration of a [`Nat`](crate::Nat).
+///
+/// The default is the network that QEMU's user networking has made the custom: 10.0.2.0/24 with the
+/// gateway at .2, the name server at .3 and the guest at .15, and nothing forwarded.
+#[derive(Clone, Debug)]
+pub struct NatConfig {
+    /// The gateway's address, which is also the DHCP server's.
+    pub gateway: Ipv4Addr,
+    /// Length of the network's prefix in bits, 8 to 29.
+    pub prefix_len: u8,
+    /// The name server's address.
+    pub dns: Ipv4Addr,
+    /// The guest's address.
+    pub guest: Ipv4Addr,
+    /// The MAC address that the guest's device should carry.
+    pub guest_mac: [u8; 6],
+    /// The MAC address of the gateway and of everything else the guest sees.
+    pub gateway_mac: [u8; 6],
+    /// The largest IP packet in bytes, 576 to 65,520; announced by DHCP.
+    pub mtu: u16,
+    /// How long a DHCP lease lasts.
+    pub lease: Duration,
+    /// The domain name that DHCP gives.
+    pub domain: Option<String>,
+    /// The host name that DHCP gives.
+    pub hostname: Option<String>,
+    /// Where DNS queries go.
+    pub resolvers: Resolvers,
+    /// Whether the gateway's address stands for the host's loopback.
+    pub host_loopback: bool,
+    /// What is served inside the network.
+    pub forwards: Vec<Forward>,
+    /// How much the guest may occupy.
+    pub limits: Limits,
+}
+
+impl Default for NatConfig {
+    fn default() -> NatConfig {
+        NatConfig {
+            gateway: Ipv4Addr::new(10, 0, 2, 2),
+            prefix_len: 24,
+            dns: Ipv4Addr::new(10, 0, 2, 3),
+            guest: Ipv4Addr::new(10, 0, 2, 15),
+            guest_mac: [0x52, 0x54, 0x00, 0x12, 0x34, 0x56],
+            gateway_mac: [0x52, 0x55, 0x0a, 0x00, 0x02, 0x02],
+            mtu: 1500,
+            lease: Duration::from_secs(24 * 60 * 60),
+            domain: None,
+            hostname: None,
+            resolvers: Resolvers::default(),
+            host_loopback: false,
+            forwards: Vec::new(),
+            limits: Limits::default(),
+        }
+    }
+}
+
+/// Where the network's name server sends its queries.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Resolvers {
+    /// To the name servers in a file as resolv.conf(5) describes, read again when it changes.
+    File(PathBuf),
+    /// To these, in order.
+    Fixed(Vec<SocketAddr>),
+}
+
+impl Default for Resolvers {
+    fn default() -> Resolvers {
+        Resolvers::File(PathBuf::from("/etc/resolv.conf"))
+    }
+}
+
+/// A service inside the network: TCP connections to `address:port` become streams of `target`.
+#[derive(Clone)]
+pub struct Forward {
+    /// An address of the network, other than the guest's.
+    pub address: Ipv4Addr,
+    /// The TCP port.
+    pub port: u16,
+    /// Who answers.
+    pub target: Arc<dyn Service>,
+}
+
+impl fmt::Debug for Forward {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Forward({}:{})", self.address, self.port)
+    }
+}
+
+/// Who answers a forward.
+pub trait Service: Send + Sync {
+    /// Returns one end of a new stream for one connection of the guest; the service serves the
+    /// other end. Called on the network's own thread, so it must not block.
+    ///
+    /// # Errors
+    /// The guest's connection is refused.
+    fn connect(&self) -> io::Result<UnixStream>;
+}
+
+/// How much of each kind the guest may occupy at a time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// TCP connections.
+    pub tcp_flows: usize,
+    /// TCP connections the host has not yet answered.
+    pub tcp_connecting: usize,
+    /// Bytes of all TCP buffers together, before each flow gets the least it can work with.
+    pub tcp_buffers: usize,
+    /// UDP flows; the one idle for longest makes room for a new one.
+    pub udp_flows: usize,
+    /// DNS queries under way.
+    pub dns_queries: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Limits {
+        Limits {
+            tcp_flows: 2048,
+            tcp_connecting: 512,
+            tcp_buffers: 16 << 20,
+            udp_flows: 512,
+            dns_queries: 128,
+        }
+    }
+}
+
+impl NatConfig {
+    /// Returns the network's address.
+    pub fn network(&self) -> Ipv4Addr {
+        Ipv4Addr::from(u32::from(self.gateway) & self.mask_bits())
+    }
+
+    /// Returns the network's mask.
+    pub fn mask(&self) -> Ipv4Addr {
+        Ipv4Addr::from(self.mask_bits())
+    }
+
+    /// Returns the network's broadcast address.
+    pub fn broadcast(&self) -> Ipv4Addr {
+        Ipv4Addr::from(u32::from(self.gateway) | !self.mask_bits())
+    }
+
+    /// Whether `address` lies in the network.
+    pub fn contains(&self, address: Ipv4Addr) -> bool {
+        u32::from(address) & self.mask_bits() == u32::from(self.network())
+    }
+
+    fn mask_bits(&self) -> u32 {
+        u32::MAX << (32 - u32::from(self.prefix_len.clamp(1, 32)))
+    }
+
+    /// Checks that the values fit together.
+    ///
+    /// # Errors
+    /// `InvalidInput`, naming the value.
+    pub fn validate(&self) -> io::Result<()> {
+        let refuse = |message: String| Err(io::Error::new(io::ErrorKind::InvalidInput, message));
+        if !(8..=29).contains(&self.prefix_len) {
+            return refuse(format!("Prefix length {} is not 8 to 29", self.prefix_len));
+        }
+        if !(576..=65_520).contains(&self.mtu) {
+            return refuse(format!("MTU {} is not 576 to 65520", self.mtu));
+        }
+        for mac in [self.guest_mac, self.gateway_mac] {
+            if mac[0] & 1 != 0 || mac == [0; 6] {
+                return refuse(format!("MAC address {mac:02x?} is not a station's"));
+            }
+        }
+        let forwards = self.forwards.iter().map(|f| ("Forward address", f.address));
+        let named =
+            [("Gateway", self.gateway), ("Name server", self.dns), ("Guest address", self.guest)];
+        for (name, address) in named.into_iter().chain(forwards) {
+            if !self.contains(address) || address == self.network() || address == self.broadcast() {
+                let network = self.network();
+                let prefix_len = self.prefix_len;
+                return refuse(format!(
+                    "{name} {address} is no host's address in {network}/{prefix_len}"
+                ));
+            }
+            if name != "Guest address" && address == self.guest {
+                return refuse(format!("{name} {address} is the guest's own"));
+            }
+        }
+        if self.gateway == self.dns {
+            return refuse(format!("Gateway and name server are both {}", self.dns));
+        }
+        for name in [&self.domain, &self.hostname].into_iter().flatten() {
+            if name.is_empty() || name.len() > 253 || !name.is_ascii() {
+                return refuse(format!("{name:?} is no host or domain name"));
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refusal(change: impl FnOnce(&mut NatConfig)) -> String {
+        let mut config = NatConfig::default();
+        change(&mut config);
+        config.validate().unwrap_err().to_string()
+    }
+
+    #[test]
+    fn the_default_is_valid() {
+        NatConfig::default().validate().unwrap();
+        assert_eq!(NatConfig::default().network(), Ipv4Addr::new(10, 0, 2, 0));
+        assert_eq!(NatConfig::default().broadcast(), Ipv4Addr::new(10, 0, 2, 255));
+    }
+
+    #[test]
+    fn refusals_name_the_value() {
+        assert!(refusal(|c| c.mtu = 500).contains("MTU 500"));
+        assert!(refusal(|c| c.dns = Ipv4Addr::new(10, 1, 2, 3)).contains("Name server 10.1.2.3"));
+        assert!(refusal(|c| c.dns = c.guest).contains("is the guest's own"));
+        assert!(refusal(|c| c.guest_mac[0] = 1).contains("MAC address"));
+        assert!(refusal(|c| c.hostname = Some(String::new())).contains("\"\""));
+        assert!(refusal(|c| c.prefix_len = 31).contains("31"));
+    }
+}

@@ -1,0 +1,214 @@
+//! The name server: forwards queries to the host's resolvers and their answers back.
+//!
+//! Messages pass through unread but for their header and question, so EDNS, DNSSEC and types yet to
+//! come work as far as the host's resolvers do. Each query has a socket of its own, so that an
+//! answer from anyone but the resolver asked, or to another query, is not taken. Where no resolver
+//! answers in time, or there is none, the guest gets SERVFAIL.
+//!
+//! Queries over TCP do not come here: they are ordinary TCP flows to a resolver.
+
+pub(crate) mod message;
+pub(crate) mod resolvers;
+
+use std::collections::VecDeque;
+use std::io;
+use std::net::Ipv4Addr;
+use std::os::fd::AsFd;
+
+use crate::config::Resolvers;
+use crate::host::poller::{Poller, Token};
+use crate::host::socket::Socket;
+use crate::link::DropReason;
+use crate::outbox::Outbox;
+use crate::policy::DNS_PORT;
+use crate::slab::{Slab, Slot};
+use crate::timers::{Micros, Timers};
+use crate::wire::{ipv4, udp};
+
+use message::{Query, Rcode};
+use resolvers::ResolverList;
+
+/// How long one resolver has for its answer.
+const PATIENCE: Micros = 2_000_000;
+/// How many times the list of resolvers is gone through.
+const ROUNDS: usize = 2;
+
+#[derive(Debug)]
+struct Pending {
+    guest_port: u16,
+    query: Query,
+    socket: Socket,
+    /// Attempts made, which is also the place in the list of resolvers.
+    attempts: usize,
+    queued: bool,
+}
+
+/// The queries under way.
+#[derive(Debug)]
+pub(crate) struct Dns {
+    pending: Slab<Pending>,
+    timers: Timers,
+    resolvers: ResolverList,
+    /// Queries whose sockets may hold an answer.
+    backlog: VecDeque<Slot>,
+    address: Ipv4Addr,
+    limit: usize,
+    max_payload: usize,
+}
+
+impl Dns {
+    pub(crate) fn new(address: Ipv4Addr, from: Resolvers, limit: usize, mtu: u16) -> Dns {
+        Dns {
+            pending: Slab::new(),
+            timers: Timers::default(),
+            resolvers: ResolverList::new(from),
+            backlog: VecDeque::new(),
+            address,
+            limit,
+            max_payload: usize::from(mtu) - ipv4::HEADER_LEN - udp::HEADER_LEN,
+        }
+    }
+
+    /// Returns the resolvers as they are now, for queries over TCP.
+    pub(crate) fn resolvers(&mut self) -> &[std::net::SocketAddr] {
+        self.resolvers.current()
+    }
+
+    /// Takes a query from the guest's port `guest_port`.
+    pub(crate) fn push(
+        &mut self,
+        payload: &[u8],
+        guest_port: u16,
+        poller: &Poller,
+        outbox: &mut Outbox,
+        now: Micros,
+    ) -> Result<(), DropReason> {
+        let query = Query::read(payload).ok_or(DropReason::BadDns)?;
+        if self.pending.len() >= self.limit {
+            self.answer(outbox, guest_port, &query, Rcode::ServerFailure);
+            return Err(DropReason::NoRoom);
+        }
+        self.attempt(guest_port, query, 0, poller, outbox, now);
+        Ok(())
+    }
+
+    /// Asks the next resolver that can be asked at all, or gives up.
+    fn attempt(
+        &mut self,
+        guest_port: u16,
+        query: Query,
+        mut attempts: usize,
+        poller: &Poller,
+        outbox: &mut Outbox,
+        now: Micros,
+    ) {
+        let resolvers = self.resolvers.current();
+        while attempts < resolvers.len() * ROUNDS {
+            let resolver = resolvers[attempts % resolvers.len()];
+            attempts += 1;
+            let token = Token::Dns(self.pending.next_slot());
+            let sent = Socket::connect_udp(resolver).and_then(|socket| {
+                poller.watch(socket.as_fd(), token)?;
+                socket.send(query.bytes())?;
+                Ok(socket)
+            });
+            if let Ok(socket) = sent {
+                let slot = self.pending.insert(Pending {
+                    guest_port,
+                    query,
+                    socket,
+                    attempts,
+                    queued: false,
+                });
+                self.timers.set(slot, Some(now + PATIENCE));
+                return;
+            }
+        }
+        self.answer(outbox, guest_port, &query, Rcode::ServerFailure);
+    }
+
+    /// Answers a query ourselves.
+    fn answer(&self, outbox: &mut Outbox, guest_port: u16, query: &Query, rcode: Rcode) {
+        let from = (self.address, DNS_PORT);
+        // Without room the guest asks again.
+        let _ = outbox.queue_udp(from, guest_port, query.answer_len(), |payload| {
+            query.write_answer(payload, rcode);
+            Some(query.answer_len())
+        });
+    }
+
+    /// Notes that a query's socket has something to read.
+    pub(crate) fn readable(&mut self, slot: Slot) {
+        if let Some(pending) = self.pending.get_mut(slot)
+            && !pending.queued
+        {
+            pending.queued = true;
+            self.backlog.push_back(slot);
+        }
+    }
+
+    /// Moves answers from the resolvers to the outbox, as far as it has room.
+    pub(crate) fn receive(&mut self, poller: &Poller, outbox: &mut Outbox, now: Micros) {
+        while outbox.has_room(self.max_payload + 64) {
+            let Some(slot) = self.backlog.pop_front() else {
+                return;
+            };
+            let Some(pending) = self.pending.get_mut(slot) else {
+                continue;
+            };
+            pending.queued = false;
+            let mut received = Ok(0);
+            let from = (self.address, DNS_PORT);
+            outbox.queue_udp(from, pending.guest_port, self.max_payload, |payload| {
+                received = pending.socket.receive(payload, libc::MSG_TRUNC);
+                let len = *received.as_ref().ok()?;
+                let query = &pending.query;
+                if !query.is_answered_by(&payload[..len.min(payload.len())]) {
+                    received = Err(io::ErrorKind::InvalidData.into());
+                    return None;
+                }
+                if len > payload.len() {
+                    query.write_answer(payload, Rcode::Truncated);
+                    return Some(query.answer_len());
+                }
+                Some(len)
+            });
+            match received {
+                Ok(_) => drop(self.finish(slot)),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                // Not the answer: it may still be coming.
+                Err(error) if error.kind() == io::ErrorKind::InvalidData => self.readable(slot),
+                Err(_) => self.retry(slot, poller, outbox, now),
+            }
+        }
+    }
+
+    fn finish(&mut self, slot: Slot) -> Option<Pending> {
+        self.timers.set(slot, None);
+        self.pending.remove(slot)
+    }
+
+    fn retry(&mut self, slot: Slot, poller: &Poller, outbox: &mut Outbox, now: Micros) {
+        if let Some(pending) = self.finish(slot) {
+            let Pending { guest_port, query, attempts, .. } = pending;
+            self.attempt(guest_port, query, attempts, poller, outbox, now);
+        }
+    }
+
+    /// Whether [`receive`](Dns::receive) has left something for want of room.
+    pub(crate) fn has_backlog(&self) -> bool {
+        !self.backlog.is_empty()
+    }
+
+    /// Turns to the next resolver where one has not answered in time.
+    pub(crate) fn expire(&mut self, poller: &Poller, outbox: &mut Outbox, now: Micros) {
+        while let Some(slot) = self.timers.pop_due(now) {
+            self.retry(slot, poller, outbox, now);
+        }
+    }
+
+    /// Returns when the next resolver's time is up.
+    pub(crate) fn deadline(&self) -> Option<Micros> {
+        self.timers.first().map(|(deadline, _)| deadline)
+    }
+}

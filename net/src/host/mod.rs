@@ -1,0 +1,4 @@
+//! The host's side: non-blocking sockets and the epoll descriptor that watches them.
+
+pub(crate) mod poller;
+pub(crate) mod socket;

@@ -1,0 +1,178 @@
+//! Non-blocking sockets, over the system calls that the standard library does not offer.
+
+use std::io;
+use std::mem;
+use std::net::{SocketAddr, SocketAddrV4, SocketAddrV6};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+
+/// A non-blocking socket: TCP, UDP or Unix stream.
+#[derive(Debug)]
+pub(crate) struct Socket {
+    fd: OwnedFd,
+}
+
+/// How a TCP connection stands when it has just been asked for.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Connect {
+    Done,
+    InProgress,
+}
+
+impl Socket {
+    /// Starts to connect a TCP socket.
+    pub(crate) fn connect_tcp(address: SocketAddr) -> io::Result<(Socket, Connect)> {
+        let socket = Socket::open(address, libc::SOCK_STREAM)?;
+        socket.set_option(libc::IPPROTO_TCP, libc::TCP_NODELAY, &1i32)?;
+        match socket.connect(address) {
+            Ok(()) => Ok((socket, Connect::Done)),
+            Err(error) if error.raw_os_error() == Some(libc::EINPROGRESS) => {
+                Ok((socket, Connect::InProgress))
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Makes a UDP socket that talks to `address` only.
+    pub(crate) fn connect_udp(address: SocketAddr) -> io::Result<Socket> {
+        let socket = Socket::open(address, libc::SOCK_DGRAM)?;
+        socket.connect(address)?;
+        Ok(socket)
+    }
+
+    fn open(address: SocketAddr, kind: libc::c_int) -> io::Result<Socket> {
+        let domain = match address {
+            SocketAddr::V4(_) => libc::AF_INET,
+            SocketAddr::V6(_) => libc::AF_INET6,
+        };
+        let kind = kind | libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC;
+        // SAFETY: socket takes no pointer; its result is checked.
+        let fd = unsafe { libc::socket(domain, kind, 0) };
+        if fd < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: the descriptor has just been made and has no other owner.
+        let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+        Ok(Socket { fd })
+    }
+
+    fn connect(&self, address: SocketAddr) -> io::Result<()> {
+        let result = match address {
+            SocketAddr::V4(address) => self.connect_raw(&sockaddr_v4(address)),
+            SocketAddr::V6(address) => self.connect_raw(&sockaddr_v6(address)),
+        };
+        check(result as isize).map(drop)
+    }
+
+    fn connect_raw<T>(&self, address: &T) -> libc::c_int {
+        // SAFETY: the pointer and length describe `address`, a sockaddr of the socket's family.
+        unsafe {
+            libc::connect(
+                self.fd.as_raw_fd(),
+                std::ptr::from_ref(address).cast(),
+                mem::size_of::<T>() as libc::socklen_t,
+            )
+        }
+    }
+
+    /// Takes the error that a connection attempt, or an ICMP message, has left on the socket.
+    pub(crate) fn take_error(&self) -> io::Result<()> {
+        let mut error: libc::c_int = 0;
+        let mut len = mem::size_of_val(&error) as libc::socklen_t;
+        // SAFETY: the pointers describe `error` and `len`, which outlive the call.
+        let result = unsafe {
+            libc::getsockopt(
+                self.fd.as_raw_fd(),
+                libc::SOL_SOCKET,
+                libc::SO_ERROR,
+                std::ptr::from_mut(&mut error).cast(),
+                &mut len,
+            )
+        };
+        check(result as isize)?;
+        match error {
+            0 => Ok(()),
+            error => Err(io::Error::from_raw_os_error(error)),
+        }
+    }
+
+    /// Receives into `buf`. On a datagram socket the length is the datagram's own, which may be
+    /// more than `buf` holds.
+    pub(crate) fn receive(&self, buf: &mut [u8], flags: libc::c_int) -> io::Result<usize> {
+        // SAFETY: the pointer and length describe `buf`, which outlives the call.
+        check(unsafe { libc::recv(self.fd.as_raw_fd(), buf.as_mut_ptr().cast(), buf.len(), flags) })
+    }
+
+    /// Sends from `data`; never raises SIGPIPE.
+    pub(crate) fn send(&self, data: &[u8]) -> io::Result<usize> {
+        // SAFETY: the pointer and length describe `data`, which outlives the call.
+        check(unsafe {
+            libc::send(self.fd.as_raw_fd(), data.as_ptr().cast(), data.len(), libc::MSG_NOSIGNAL)
+        })
+    }
+
+    /// Ends the sending direction.
+    pub(crate) fn shutdown_write(&self) {
+        // SAFETY: shutdown takes no pointer. A socket that is gone already needs none.
+        unsafe { libc::shutdown(self.fd.as_raw_fd(), libc::SHUT_WR) };
+    }
+
+    /// Makes closing reset the connection, as the other end of the flow has.
+    pub(crate) fn reset_on_close(&self) {
+        let linger = libc::linger { l_onoff: 1, l_linger: 0 };
+        // On a Unix stream this says nothing and does no harm.
+        let _ = self.set_option(libc::SOL_SOCKET, libc::SO_LINGER, &linger);
+    }
+
+    fn set_option<T>(&self, level: libc::c_int, name: libc::c_int, value: &T) -> io::Result<()> {
+        // SAFETY: the pointer and length describe `value`, which outlives the call.
+        let result = unsafe {
+            libc::setsockopt(
+                self.fd.as_raw_fd(),
+                level,
+                name,
+                std::ptr::from_ref(value).cast(),
+                mem::size_of::<T>() as libc::socklen_t,
+            )
+        };
+        check(result as isize).map(drop)
+    }
+}
+
+impl TryFrom<UnixStream> for Socket {
+    type Error = io::Error;
+
+    fn try_from(stream: UnixStream) -> io::Result<Socket> {
+        stream.set_nonblocking(true)?;
+        Ok(Socket { fd: stream.into() })
+    }
+}
+
+impl AsFd for Socket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+fn check(result: isize) -> io::Result<usize> {
+    usize::try_from(result).map_err(|_| io::Error::last_os_error())
+}
+
+fn sockaddr_v4(address: SocketAddrV4) -> libc::sockaddr_in {
+    libc::sockaddr_in {
+        sin_family: libc::AF_INET as libc::sa_family_t,
+        sin_port: address.port().to_be(),
+        sin_addr: libc::in_addr { s_addr: u32::from_ne_bytes(address.ip().octets()) },
+        sin_zero: [0; 8],
+    }
+}
+
+fn sockaddr_v6(address: SocketAddrV6) -> libc::sockaddr_in6 {
+    libc::sockaddr_in6 {
+        sin6_family: libc::AF_INET6 as libc::sa_family_t,
+        sin6_port: address.port().to_be(),
+        sin6_flowinfo: address.flowinfo(),
+        sin6_addr: libc::in6_addr { s6_addr: address.ip().octets() },
+        sin6_scope_id: address.scope_id(),
+    }
+}

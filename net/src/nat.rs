@@ -1,0 +1,459 @@
+//! The network behind one guest's link: takes its frames apart and hands them to their protocols.
+
+use std::collections::VecDeque;
+use std::hash::{BuildHasher, RandomState};
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crate::arp::{self, Arp};
+use crate::config::NatConfig;
+use crate::dhcp::{self, Dhcp, Outcome};
+use crate::dial::Ticket;
+use crate::dns::Dns;
+use crate::echo;
+use crate::handle::{Activity, Lease, NatHandle, Shared};
+use crate::host::poller::{BATCH, Poller, Token};
+use crate::link::{DropReason, Gso, GuestOffloads, Link, MAX_FRAME, Offload, Pulled};
+use crate::outbox::{Addresses, Outbox};
+use crate::policy::{Policy, Route};
+use crate::tcp::{Surroundings, TcpFlows};
+use crate::timers::Micros;
+use crate::udp::{self, UdpFlows};
+use crate::wire::ethernet::{self, Mac};
+use crate::wire::{icmp, ipv4, udp as udp_wire};
+
+/// How often a guest that has not been seen is asked for its address while a dial waits.
+const ARP_INTERVAL: Micros = 250_000;
+/// How many batches of host events one poll takes, so that it always ends.
+const MAX_BATCHES: usize = 16;
+
+/// A userspace NAT: the guest's network, ended in this process.
+///
+/// See [`NatConfig`] for what it offers and [`Link`] for how a device drives it.
+pub struct Nat {
+    config: Arc<NatConfig>,
+    policy: Policy,
+    poller: Poller,
+    shared: Arc<Shared>,
+    outbox: Outbox,
+    dhcp: Dhcp,
+    dns: Dns,
+    udp: UdpFlows,
+    tcp: TcpFlows,
+    /// Dials that wait for the guest to be seen on the network.
+    waiting: VecDeque<Ticket>,
+    /// When the guest is next asked for its address; meaningful while dials wait.
+    next_arp: Micros,
+    activity: Activity,
+    start: Instant,
+    now: Instant,
+}
+
+impl Nat {
+    /// Makes a network and a handle to it.
+    ///
+    /// # Errors
+    /// `InvalidInput` when the configuration does not fit together; else what the host refused.
+    pub fn new(config: NatConfig) -> io::Result<(Nat, NatHandle)> {
+        Nat::starting_at(config, Instant::now())
+    }
+
+    /// Makes a network whose time begins at `start`.
+    pub(crate) fn starting_at(config: NatConfig, start: Instant) -> io::Result<(Nat, NatHandle)> {
+        config.validate()?;
+        let config = Arc::new(config);
+        let (shared, handle) = Shared::new()?;
+        let poller = Poller::new()?;
+        poller.watch(shared.wake_fd(), Token::Wake)?;
+        let limits = config.limits;
+        let seed = RandomState::new().hash_one(config.guest_mac);
+        let nat = Nat {
+            policy: Policy::new(Arc::clone(&config)),
+            outbox: Outbox::new(Addresses {
+                gateway_mac: config.gateway_mac,
+                guest_mac: config.guest_mac,
+                guest: config.guest,
+            }),
+            dhcp: Dhcp::new(Arc::clone(&config)),
+            dns: Dns::new(config.dns, config.resolvers.clone(), limits.dns_queries, config.mtu),
+            udp: UdpFlows::new(limits.udp_flows, config.mtu),
+            tcp: TcpFlows::new(limits, config.mtu, seed),
+            waiting: VecDeque::new(),
+            next_arp: 0,
+            activity: Activity::default(),
+            poller,
+            shared,
+            config,
+            start,
+            now: start,
+        };
+        Ok((nat, handle))
+    }
+
+    fn micros(&self) -> Micros {
+        let elapsed = self.now.saturating_duration_since(self.start);
+        u64::try_from(elapsed.as_micros()).unwrap_or(u64::MAX)
+    }
+
+    fn push_frame(&mut self, frame: &[u8], offload: Offload) -> Result<(), DropReason> {
+        if frame.len() > MAX_FRAME {
+            return Err(DropReason::TooLong);
+        }
+        let header = ethernet::read(frame)?;
+        if header.src == self.config.gateway_mac {
+            return Err(DropReason::BadMac);
+        }
+        if header.dst != self.config.gateway_mac && !ethernet::is_group(&header.dst) {
+            return Err(DropReason::NotForUs);
+        }
+        let payload = &frame[ethernet::HEADER_LEN..];
+        match header.ether_type {
+            ethernet::TYPE_IPV4 => self.push_ipv4(payload, &header.src, offload),
+            ethernet::TYPE_ARP => self.push_arp(payload, &header.src),
+            ethernet::TYPE_IPV6 => Err(DropReason::Ipv6),
+            _ => Err(DropReason::UnknownEtherType),
+        }
+    }
+
+    /// Learns where the guest is from a frame whose sender has been checked.
+    fn learn(&mut self, station: &Mac) {
+        self.outbox.addresses.guest_mac = *station;
+        self.activity.guest_mac = Some(*station);
+    }
+
+    fn push_arp(&mut self, bytes: &[u8], station: &Mac) -> Result<(), DropReason> {
+        let packet = arp::read(bytes, station, self.config.guest)?;
+        self.learn(station);
+        let knows_itself = match packet {
+            Arp::Announces => true,
+            Arp::Asks { knows_itself, .. } => knows_itself,
+        };
+        if knows_itself {
+            self.activity.arp_seen = Some(self.now);
+            self.activity.address_seen.get_or_insert(self.now);
+        }
+        match packet {
+            Arp::Asks { target, .. } if self.policy.is_ours(target) => {
+                arp::reply(&mut self.outbox, target, knows_itself).ok_or(DropReason::NoRoom)
+            }
+            // Nobody else is there, and silence says so.
+            Arp::Asks { .. } | Arp::Announces => Ok(()),
+        }
+    }
+
+    fn push_ipv4(
+        &mut self,
+        bytes: &[u8],
+        station: &Mac,
+        offload: Offload,
+    ) -> Result<(), DropReason> {
+        let packet = ipv4::Packet::read(bytes)?;
+        check_offload(&packet, offload)?;
+        if offload.gso == Gso::None && packet.bytes.len() > usize::from(self.config.mtu) {
+            return Err(DropReason::TooLong);
+        }
+        let trusted = offload.needs_csum || offload.data_valid;
+        if packet.src.is_unspecified() {
+            return self.push_addressless(&packet, station, trusted);
+        }
+        if packet.src != self.config.guest {
+            return Err(DropReason::SpoofedSource);
+        }
+        self.learn(station);
+        self.activity.address_seen.get_or_insert(self.now);
+        match packet.protocol {
+            ipv4::TCP => {
+                let (tcp, mut around) = self.tcp_and_surroundings();
+                tcp.push(&packet, trusted, &mut around)
+            }
+            ipv4::UDP => self.push_udp(&packet, station, trusted),
+            ipv4::ICMP => echo::push(&packet, trusted, &self.policy, &mut self.outbox),
+            _ => Err(DropReason::UnknownProtocol),
+        }
+    }
+
+    /// Takes a packet of a guest without an address, which only DHCP has a use for.
+    fn push_addressless(
+        &mut self,
+        packet: &ipv4::Packet<'_>,
+        station: &Mac,
+        trusted: bool,
+    ) -> Result<(), DropReason> {
+        if packet.protocol != ipv4::UDP {
+            return Err(DropReason::SpoofedSource);
+        }
+        let datagram = read_udp(packet, trusted)?;
+        if datagram.dst_port != dhcp::SERVER_PORT {
+            return Err(DropReason::SpoofedSource);
+        }
+        self.push_dhcp(&datagram, station)
+    }
+
+    fn push_udp(
+        &mut self,
+        packet: &ipv4::Packet<'_>,
+        station: &Mac,
+        trusted: bool,
+    ) -> Result<(), DropReason> {
+        let datagram = read_udp(packet, trusted)?;
+        let to_server = packet.dst == self.config.gateway || packet.dst.is_broadcast();
+        if to_server && datagram.dst_port == dhcp::SERVER_PORT {
+            return self.push_dhcp(&datagram, station);
+        }
+        let now = self.micros();
+        let (poller, outbox) = (&self.poller, &mut self.outbox);
+        match self.policy.udp(packet.dst, datagram.dst_port) {
+            Ok(Route::Resolver) => {
+                self.activity.dns_queries += 1;
+                let payload = datagram.payload;
+                self.dns.push(payload, datagram.src_port, poller, outbox, now)
+            }
+            Ok(Route::Host(target)) => {
+                self.udp.push(packet.dst, &datagram, target, poller, outbox, now)
+            }
+            Ok(Route::Service(_)) => Err(DropReason::Denied),
+            Err(reason) => {
+                if reason == DropReason::Denied {
+                    let remote = (packet.dst, datagram.dst_port);
+                    let why = icmp::Unreachable::Prohibited;
+                    udp::report(outbox, remote, datagram.src_port, why);
+                }
+                Err(reason)
+            }
+        }
+    }
+
+    fn push_dhcp(
+        &mut self,
+        datagram: &udp_wire::Datagram<'_>,
+        station: &Mac,
+    ) -> Result<(), DropReason> {
+        let outcome = self.dhcp.push(datagram.payload, station, &mut self.outbox)?;
+        self.learn(station);
+        let lease = match outcome {
+            Outcome::Offered => Lease::Offered,
+            Outcome::Acknowledged => Lease::Bound,
+            Outcome::Refused => Lease::Refused,
+            Outcome::Released => Lease::Released,
+            Outcome::Unchanged => return Ok(()),
+        };
+        if self.activity.lease != lease {
+            self.activity.lease = lease;
+            self.activity.lease_since = Some(self.now);
+        }
+        Ok(())
+    }
+
+    fn tcp_and_surroundings(&mut self) -> (&mut TcpFlows, Surroundings<'_>) {
+        let now = self.micros();
+        let around = Surroundings {
+            policy: &self.policy,
+            dns: &mut self.dns,
+            poller: &self.poller,
+            outbox: &mut self.outbox,
+            now,
+        };
+        (&mut self.tcp, around)
+    }
+
+    /// Takes what has happened on the host's side.
+    fn take_events(&mut self) {
+        let mut events = [libc::epoll_event { events: 0, u64: 0 }; BATCH];
+        for _ in 0..MAX_BATCHES {
+            let mut count = 0;
+            for event in self.poller.wait(&mut events) {
+                count += 1;
+                match event.token {
+                    Token::Wake => self.take_requests(),
+                    Token::Udp(slot) => self.udp.readable(slot),
+                    Token::Dns(slot) => self.dns.readable(slot),
+                    Token::Tcp(slot) => {
+                        let (tcp, mut around) = self.tcp_and_surroundings();
+                        tcp.event(slot, &event, &mut around);
+                    }
+                }
+            }
+            if count < BATCH {
+                return;
+            }
+        }
+    }
+
+    /// Takes the dials that handles have asked for, and lets go of those given up.
+    fn take_requests(&mut self) {
+        self.shared.woken();
+        if self.waiting.is_empty() {
+            self.next_arp = self.micros();
+        }
+        self.waiting.extend(self.shared.take_dials());
+        self.waiting.retain(|ticket| !ticket.is_given_up());
+        self.tcp.drop_given_up_dials();
+    }
+
+    /// Starts the dials that wait once the guest has been seen, and looks for it until then.
+    fn serve_dials(&mut self) {
+        if self.waiting.is_empty() {
+            return;
+        }
+        if self.activity.address_seen.is_some() {
+            let waiting = std::mem::take(&mut self.waiting);
+            let gateway = self.config.gateway;
+            let (tcp, around) = self.tcp_and_surroundings();
+            for ticket in waiting {
+                tcp.dial(ticket, gateway, &around);
+            }
+        } else if self.next_arp <= self.micros() {
+            self.next_arp = self.micros() + ARP_INTERVAL;
+            // Without room the next one does.
+            let _ = arp::ask(&mut self.outbox, self.config.gateway);
+        }
+    }
+
+    fn publish(&mut self) {
+        self.activity.tcp_flows = self.tcp.len();
+        self.activity.tcp_flows_total = self.tcp.opened();
+        self.activity.udp_flows = self.udp.len();
+        if let Some((port, outcome)) = self.tcp.take_last_dial() {
+            self.activity.last_dial = Some((port, outcome, self.now));
+        }
+        self.shared.publish(&self.activity);
+    }
+}
+
+impl Link for Nat {
+    fn push(&mut self, frame: &[u8], offload: Offload) -> Result<(), DropReason> {
+        self.activity.frames_from_guest += 1;
+        self.activity.bytes_from_guest += frame.len() as u64;
+        self.push_frame(frame, offload).inspect_err(|reason| self.activity.count_drop(*reason))
+    }
+
+    fn pull(&mut self, buf: &mut [u8]) -> Option<Pulled> {
+        let now = self.micros();
+        loop {
+            let taken = self.outbox.take(|frame, offload| {
+                let len = frame.len();
+                buf.get_mut(..len)?.copy_from_slice(frame);
+                Some(Pulled { len, offload })
+            });
+            let pulled = match taken {
+                // Longer than the buffer.
+                Some(None) => continue,
+                Some(Some(pulled)) => pulled,
+                None if self.udp.has_backlog() || self.dns.has_backlog() => {
+                    self.dns.receive(&self.poller, &mut self.outbox, now);
+                    self.udp.receive(&mut self.outbox, now);
+                    if self.outbox.is_empty() {
+                        self.tcp.pull(&self.outbox, buf, now)?
+                    } else {
+                        continue;
+                    }
+                }
+                None => self.tcp.pull(&self.outbox, buf, now)?,
+            };
+            self.activity.frames_to_guest += 1;
+            self.activity.bytes_to_guest += pulled.len as u64;
+            return Some(pulled);
+        }
+    }
+
+    fn poll(&mut self, now: Instant) {
+        self.now = self.now.max(now);
+        let micros = self.micros();
+        self.take_events();
+        self.dns.expire(&self.poller, &mut self.outbox, micros);
+        self.dns.receive(&self.poller, &mut self.outbox, micros);
+        self.udp.receive(&mut self.outbox, micros);
+        self.udp.expire(micros);
+        self.serve_dials();
+        let gateway = self.config.gateway;
+        let (tcp, around) = self.tcp_and_surroundings();
+        tcp.expire(gateway, &around);
+        tcp.pump(&around);
+        self.publish();
+    }
+
+    fn deadline(&mut self, now: Instant) -> Option<Instant> {
+        if self.tcp.is_touched() {
+            return Some(now);
+        }
+        let arp = (!self.waiting.is_empty()).then_some(self.next_arp);
+        [self.tcp.deadline(), self.udp.deadline(), self.dns.deadline(), arp]
+            .into_iter()
+            .flatten()
+            .min()
+            .and_then(|at| self.start.checked_add(Duration::from_micros(at)))
+    }
+
+    fn wake_fd(&self) -> BorrowedFd<'_> {
+        self.poller.as_fd()
+    }
+
+    fn set_guest_offloads(&mut self, accepted: GuestOffloads) {
+        self.outbox.guest = accepted;
+        self.outbox.clear();
+        self.tcp.set_guest_offloads(accepted);
+        self.activity.driver_up = accepted != GuestOffloads::default();
+        if !self.activity.driver_up {
+            // A device reset: the guest has forgotten its flows and its address.
+            self.tcp.clear();
+            self.activity.lease = Lease::None;
+            self.activity.lease_since = None;
+            self.activity.address_seen = None;
+        }
+        self.publish();
+    }
+
+    fn mac(&self) -> [u8; 6] {
+        self.config.guest_mac
+    }
+
+    fn mtu(&self) -> u16 {
+        self.config.mtu
+    }
+}
+
+impl Drop for Nat {
+    fn drop(&mut self) {
+        self.shared.close();
+    }
+}
+
+/// Checks that what a frame leaves to us is something its packet has.
+fn check_offload(packet: &ipv4::Packet<'_>, offload: Offload) -> Result<(), DropReason> {
+    let field = match packet.protocol {
+        ipv4::TCP => Some(16),
+        ipv4::UDP => Some(udp_wire::CHECKSUM_OFFSET as u16),
+        _ => None,
+    };
+    let start = ethernet::HEADER_LEN + packet.header_len;
+    let fits_csum = !offload.needs_csum
+        || (usize::from(offload.csum_start) == start && Some(offload.csum_offset) == field);
+    let fits_gso = match offload.gso {
+        Gso::None => true,
+        Gso::TcpV4 => packet.protocol == ipv4::TCP && offload.needs_csum && offload.gso_size > 0,
+        Gso::TcpV6 => false,
+    };
+    match fits_csum && fits_gso {
+        true => Ok(()),
+        false => Err(DropReason::BadOffload),
+    }
+}
+
+/// Reads the datagram in a packet; `trusted` skips its checksum.
+fn read_udp<'a>(
+    packet: &ipv4::Packet<'a>,
+    trusted: bool,
+) -> Result<udp_wire::Datagram<'a>, DropReason> {
+    let datagram = udp_wire::Datagram::read(packet.payload()).ok_or(DropReason::BadUdp)?;
+    if trusted || datagram.has_no_checksum || packet.has_valid_transport_checksum() {
+        Ok(datagram)
+    } else {
+        Err(DropReason::BadUdp)
+    }
+}
+
+#[cfg(test)]
+#[path = "nat_tests.rs"]
+mod tests;

@@ -1,0 +1,113 @@
+//! Where a destination leads: the one place that decides what a guest may reach.
+//!
+//! The network's own addresses lead to the name server, to a forward, or nowhere; the gateway leads
+//! to the host's loopback only when the configuration says so. Loopback, link-local (and with it the
+//! metadata services of clouds), multicast and reserved addresses lead nowhere. All else leads out.
+
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::sync::Arc;
+
+use crate::config::{NatConfig, Service};
+use crate::link::DropReason;
+
+/// The port of DNS over both UDP and TCP.
+pub(crate) const DNS_PORT: u16 = 53;
+
+/// Where a flow leads.
+#[derive(Clone)]
+pub(crate) enum Route {
+    /// To a socket of the host.
+    Host(SocketAddr),
+    /// To the host's resolvers.
+    Resolver,
+    /// To a service inside the network.
+    Service(Arc<dyn Service>),
+}
+
+/// The rules made from a configuration.
+pub(crate) struct Policy {
+    config: Arc<NatConfig>,
+}
+
+impl Policy {
+    pub(crate) fn new(config: Arc<NatConfig>) -> Policy {
+        Policy { config }
+    }
+
+    /// Returns where a TCP connection to `dst:port` leads.
+    pub(crate) fn tcp(&self, dst: Ipv4Addr, port: u16) -> Result<Route, DropReason> {
+        for forward in &self.config.forwards {
+            if forward.address == dst && forward.port == port {
+                return Ok(Route::Service(Arc::clone(&forward.target)));
+            }
+        }
+        self.udp(dst, port)
+    }
+
+    /// Returns where a UDP datagram to `dst:port` leads; never to a service.
+    pub(crate) fn udp(&self, dst: Ipv4Addr, port: u16) -> Result<Route, DropReason> {
+        let config = &*self.config;
+        let host = |address| Route::Host(SocketAddr::V4(SocketAddrV4::new(address, port)));
+        if port == 0 {
+            return Err(DropReason::Denied);
+        }
+        if config.contains(dst) {
+            return if dst == config.dns && port == DNS_PORT {
+                Ok(Route::Resolver)
+            } else if dst == config.gateway && config.host_loopback {
+                Ok(host(Ipv4Addr::LOCALHOST))
+            } else if dst == config.network() || dst == config.broadcast() {
+                Err(DropReason::UnroutableDestination)
+            } else {
+                Err(DropReason::Denied)
+            };
+        }
+        let first = dst.octets()[0];
+        if dst.is_multicast() || first >= 240 {
+            Err(DropReason::UnroutableDestination)
+        } else if dst.is_loopback() || dst.is_link_local() || first == 0 {
+            Err(DropReason::Denied)
+        } else {
+            Ok(host(dst))
+        }
+    }
+
+    /// Whether something in the network goes by `address`: it answers ARP and pings.
+    pub(crate) fn is_ours(&self, address: Ipv4Addr) -> bool {
+        let config = &*self.config;
+        address == config.gateway
+            || address == config.dns
+            || config.forwards.iter().any(|f| f.address == address)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn route(host_loopback: bool, dst: [u8; 4], port: u16) -> Result<SocketAddr, DropReason> {
+        let config = NatConfig { host_loopback, ..NatConfig::default() };
+        match Policy::new(Arc::new(config)).tcp(Ipv4Addr::from(dst), port)? {
+            Route::Host(address) => Ok(address),
+            Route::Resolver | Route::Service(_) => panic!("leads into the network"),
+        }
+    }
+
+    #[test]
+    fn the_world_is_reached_and_the_host_s_loopback_is_not() {
+        assert_eq!(route(false, [192, 0, 2, 1], 80), Ok("192.0.2.1:80".parse().unwrap()));
+        for dst in [[127, 0, 0, 1], [127, 9, 9, 9], [169, 254, 169, 254], [0, 0, 0, 0]] {
+            assert_eq!(route(true, dst, 80), Err(DropReason::Denied));
+        }
+        for dst in [[224, 0, 0, 251], [255, 255, 255, 255], [10, 0, 2, 255]] {
+            assert_eq!(route(true, dst, 80), Err(DropReason::UnroutableDestination));
+        }
+    }
+
+    #[test]
+    fn the_gateway_is_the_host_s_loopback_only_when_configured() {
+        assert_eq!(route(false, [10, 0, 2, 2], 80), Err(DropReason::Denied));
+        assert_eq!(route(true, [10, 0, 2, 2], 80), Ok("127.0.0.1:80".parse().unwrap()));
+        assert_eq!(route(true, [10, 0, 2, 9], 80), Err(DropReason::Denied));
+    }
+}
