@@ -18,7 +18,7 @@ if [ "$codename" = bookworm ]; then
     pins=(--customize-hook='rm "$1/etc/apt/preferences.d/rig"'
           --setup-hook='mkdir -p "$1/etc/apt/preferences.d"; printf "Package: qemu-* seabios ovmf libbrlapi*\nPin: release n=bookworm-backports\nPin-Priority: 600\n" > "$1/etc/apt/preferences.d/rig"')
 fi
-packages=(linux-image-amd64 kmod busybox-static iproute2 openssh-server openssh-client procps util-linux
+packages=(linux-image-amd64 kmod busybox-static iproute2 tcpdump openssh-server openssh-client procps util-linux
     qemu-system-x86 qemu-utils ovmf seabios 7zip fdisk e2fsprogs dosfstools mtools curl iperf3
     python3-minimal strace netcat-openbsd socat file bzip2 xz-utils zstd time psmisc)
 
