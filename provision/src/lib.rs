@@ -12,8 +12,11 @@ pub mod command;
 pub mod http;
 pub mod key;
 pub mod output;
+pub mod seal;
 pub mod seed;
 pub mod session;
+pub mod step;
+pub mod wait;
 
 pub use command::{Command, ExitStatus, Privilege, Program};
 pub use key::BuildKey;

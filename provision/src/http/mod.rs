@@ -72,7 +72,10 @@ impl DirectoryServer {
     }
 
     /// Tells `watcher` of every answer; it is called on the connection's thread.
-    pub fn with_watcher(mut self, watcher: impl Fn(&Served) + Send + Sync + 'static) -> DirectoryServer {
+    pub fn with_watcher(
+        mut self,
+        watcher: impl Fn(&Served) + Send + Sync + 'static,
+    ) -> DirectoryServer {
         self.watcher = Some(Arc::new(watcher));
         self
     }
@@ -112,7 +115,9 @@ impl DirectoryServer {
             let request = match Request::read(&mut stream, &mut buffer) {
                 Ok(Some(request)) => request,
                 Ok(None) => return Ok(()),
-                Err(HeadError::Stream(error)) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+                Err(HeadError::Stream(error)) if error.kind() == io::ErrorKind::WouldBlock => {
+                    return Ok(());
+                }
                 Err(HeadError::Stream(error)) => return Err(error),
                 Err(HeadError::Refused(status)) => {
                     let refused = Request::unreadable();

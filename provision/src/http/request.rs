@@ -31,7 +31,10 @@ pub(super) struct Request {
 
 impl Request {
     /// Reads the next request; none when the client has closed between two. `buffer` keeps what came too early.
-    pub(super) fn read(stream: &mut impl Read, buffer: &mut Vec<u8>) -> Result<Option<Request>, HeadError> {
+    pub(super) fn read(
+        stream: &mut impl Read,
+        buffer: &mut Vec<u8>,
+    ) -> Result<Option<Request>, HeadError> {
         loop {
             let mut headers = [httparse::EMPTY_HEADER; MAX_HEADERS];
             let mut head = httparse::Request::new(&mut headers);
@@ -41,7 +44,9 @@ impl Request {
                     buffer.drain(..length);
                     return Ok(Some(request));
                 }
-                Ok(httparse::Status::Partial) if buffer.len() >= MAX_HEAD => return Err(HeadError::Refused(431)),
+                Ok(httparse::Status::Partial) if buffer.len() >= MAX_HEAD => {
+                    return Err(HeadError::Refused(431));
+                }
                 Ok(httparse::Status::Partial) => {}
                 Err(httparse::Error::TooManyHeaders) => return Err(HeadError::Refused(431)),
                 Err(_) => return Err(HeadError::Refused(400)),
@@ -87,8 +92,10 @@ impl Request {
         let connection = header("connection").unwrap_or_default().to_ascii_lowercase();
         let says = |word: &str| connection.split(',').any(|token| token.trim() == word);
         // Content that we do not read would be taken for the next request.
-        let content = header("transfer-encoding").is_some() || header("content-length").is_some_and(|n| n != "0");
-        let keep_alive = !content && if head.version == Some(1) { !says("close") } else { says("keep-alive") };
+        let content = header("transfer-encoding").is_some()
+            || header("content-length").is_some_and(|n| n != "0");
+        let keep_alive =
+            !content && if head.version == Some(1) { !says("close") } else { says("keep-alive") };
         Ok(Request {
             method: method.chars().take(16).collect(),
             is_head: method == "HEAD",

@@ -110,8 +110,12 @@ fn find(root: &Path, request: &Request) -> Result<Reply, u16> {
 fn file(path: &Path, range: Option<&str>) -> Result<Reply, u16> {
     let mut file = File::open(path).map_err(|error| status_of(&error))?;
     let size = file.metadata().map_err(|error| status_of(&error))?.len();
-    let mut headers = vec![("Content-Type", content_type(path).to_owned()), ("Accept-Ranges", "bytes".to_owned())];
-    let (status, first, length) = match range.map_or(Range::Whole, |range| parse_range(range, size)) {
+    let mut headers = vec![
+        ("Content-Type", content_type(path).to_owned()),
+        ("Accept-Ranges", "bytes".to_owned()),
+    ];
+    let (status, first, length) = match range.map_or(Range::Whole, |range| parse_range(range, size))
+    {
         Range::Whole => (200, 0, size),
         Range::Part { first, length } => {
             headers.push(("Content-Range", format!("bytes {first}-{}/{size}", first + length - 1)));
@@ -136,16 +140,21 @@ enum Range {
 
 /// Reads a `Range` header (RFC 9110, 14.1.2). Several ranges, or none that makes sense, mean the whole file.
 fn parse_range(text: &str, size: u64) -> Range {
-    let Some((first, last)) = text.strip_prefix("bytes=").and_then(|range| range.split_once('-')) else {
+    let Some((first, last)) = text.strip_prefix("bytes=").and_then(|range| range.split_once('-'))
+    else {
         return Range::Whole;
     };
     match (first.trim().parse::<u64>(), last.trim().parse::<u64>()) {
         (Ok(first), Ok(last)) if first > last => Range::Whole,
-        (Ok(first), _) if first >= size && (last.trim().is_empty() || last.trim().parse::<u64>().is_ok()) => {
+        (Ok(first), _)
+            if first >= size && (last.trim().is_empty() || last.trim().parse::<u64>().is_ok()) =>
+        {
             Range::Outside
         }
         (Ok(first), Ok(last)) => Range::Part { first, length: last.min(size - 1) - first + 1 },
-        (Ok(first), Err(_)) if last.trim().is_empty() => Range::Part { first, length: size - first },
+        (Ok(first), Err(_)) if last.trim().is_empty() => {
+            Range::Part { first, length: size - first }
+        }
         (Err(_), Ok(0)) if first.trim().is_empty() => Range::Outside,
         (Err(_), Ok(_)) if first.trim().is_empty() && size == 0 => Range::Outside,
         (Err(_), Ok(count)) if first.trim().is_empty() => {
@@ -191,16 +200,21 @@ fn status_of(error: &io::Error) -> u16 {
     }
     match error.kind() {
         io::ErrorKind::PermissionDenied => 403,
-        io::ErrorKind::NotFound | io::ErrorKind::NotADirectory | io::ErrorKind::InvalidFilename => 404,
+        io::ErrorKind::NotFound | io::ErrorKind::NotADirectory | io::ErrorKind::InvalidFilename => {
+            404
+        }
         _ => 500,
     }
 }
 
 fn content_type(path: &Path) -> &'static str {
-    let extension = path.extension().and_then(OsStr::to_str).unwrap_or_default().to_ascii_lowercase();
+    let extension =
+        path.extension().and_then(OsStr::to_str).unwrap_or_default().to_ascii_lowercase();
     match extension.as_str() {
         "html" | "htm" => "text/html; charset=utf-8",
-        "txt" | "sh" | "cfg" | "conf" | "ks" | "preseed" | "ini" | "md" | "log" | "py" => "text/plain; charset=utf-8",
+        "txt" | "sh" | "cfg" | "conf" | "ks" | "preseed" | "ini" | "md" | "log" | "py" => {
+            "text/plain; charset=utf-8"
+        }
         "yaml" | "yml" => "application/yaml",
         "json" | "ign" => "application/json",
         "xml" => "application/xml",
@@ -247,7 +261,9 @@ fn percent_encoded(bytes: &[u8]) -> String {
     let mut text = String::new();
     for &byte in bytes {
         match byte {
-            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' | b'/' => text.push(char::from(byte)),
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' | b'/' => {
+                text.push(char::from(byte))
+            }
             byte => text.push_str(&format!("%{byte:02X}")),
         }
     }

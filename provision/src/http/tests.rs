@@ -40,7 +40,11 @@ fn talk(server: &DirectoryServer, request: &[u8]) -> String {
 
 fn status(server: &DirectoryServer, path: &str) -> u16 {
     let answer = talk(server, format!("GET {path} HTTP/1.1\r\nHost: x\r\n\r\n").as_bytes());
-    answer.split(' ').nth(1).and_then(|code| code.parse().ok()).unwrap_or_else(|| panic!("{path}: {answer:?}"))
+    answer
+        .split(' ')
+        .nth(1)
+        .and_then(|code| code.parse().ok())
+        .unwrap_or_else(|| panic!("{path}: {answer:?}"))
 }
 
 #[test]
@@ -83,7 +87,10 @@ fn what_is_no_request_for_us_is_refused() {
     let folder = folder();
     let server = server(&folder);
     let answer = talk(&server, b"POST /hello.txt HTTP/1.1\r\nContent-Length: 4\r\n\r\nGET ");
-    assert!(answer.starts_with("HTTP/1.1 405 ") && answer.contains("Allow: GET, HEAD\r\n"), "{answer}");
+    assert!(
+        answer.starts_with("HTTP/1.1 405 ") && answer.contains("Allow: GET, HEAD\r\n"),
+        "{answer}"
+    );
     assert!(answer.contains("Connection: close"), "{answer}");
     assert!(talk(&server, b"SSH-2.0-what\r\n\r\n").starts_with("HTTP/1.1 400 "));
     assert!(talk(&server, b"GET / HT").starts_with("HTTP/1.1 400 "));
@@ -101,17 +108,25 @@ fn requests_follow_each_other_on_one_connection() {
     let folder = folder();
     let seen = Arc::new(Mutex::new(Vec::new()));
     let watched = seen.clone();
-    let server = server(&folder).with_watcher(move |served| watched.lock().expect("lock").push(served.clone()));
+    let server = server(&folder)
+        .with_watcher(move |served| watched.lock().expect("lock").push(served.clone()));
     let answer = talk(
         &server,
         b"HEAD /hello.txt HTTP/1.1\r\n\r\nGET /hello.txt HTTP/1.1\r\nRange: bytes=7-\r\n\r\n\
           GET /none HTTP/1.1\r\nConnection: close\r\n\r\nGET /never HTTP/1.1\r\n\r\n",
     );
     assert_eq!(answer.matches("HTTP/1.1 ").count(), 3, "{answer}");
-    assert!(answer.contains("Content-Range: bytes 7-12/13\r\n") && answer.contains("\r\n\r\nguest\n"), "{answer}");
+    assert!(
+        answer.contains("Content-Range: bytes 7-12/13\r\n") && answer.contains("\r\n\r\nguest\n"),
+        "{answer}"
+    );
     let seen = seen.lock().expect("lock");
-    let told: Vec<_> = seen.iter().map(|s| (s.method.as_str(), s.path.as_str(), s.status, s.bytes)).collect();
-    assert_eq!(told, [("HEAD", "/hello.txt", 200, 0), ("GET", "/hello.txt", 206, 6), ("GET", "/none", 404, 14)]);
+    let told: Vec<_> =
+        seen.iter().map(|s| (s.method.as_str(), s.path.as_str(), s.status, s.bytes)).collect();
+    assert_eq!(
+        told,
+        [("HEAD", "/hello.txt", 200, 0), ("GET", "/hello.txt", 206, 6), ("GET", "/none", 404, 14)]
+    );
 }
 
 #[test]
@@ -167,7 +182,11 @@ fn curl_gets_files_ranges_and_redirections() {
     });
     let curl = |arguments: &[&str], path: &str| {
         let url = format!("http://{address}{path}");
-        let output = Command::new("curl").args(["-sS", "--max-time", "60"]).args(arguments).arg(url).output();
+        let output = Command::new("curl")
+            .args(["-sS", "--max-time", "60"])
+            .args(arguments)
+            .arg(url)
+            .output();
         let output = output.expect("curl is missing: install the Debian package curl");
         assert!(output.status.success(), "{path}: {}", String::from_utf8_lossy(&output.stderr));
         output.stdout
@@ -177,8 +196,17 @@ fn curl_gets_files_ranges_and_redirections() {
     assert!(curl(&["-f", "-r", "1000000-1000099"], "/big.bin") == big[1_000_000..1_000_100]);
     assert!(String::from_utf8_lossy(&curl(&["-f", "-L"], "/sub%20dir")).contains("a&amp;b.yaml"));
     let head = String::from_utf8_lossy(&curl(&["-I"], "/big.bin")).into_owned();
-    assert!(head.contains("Content-Length: 12000000\r\n") && head.contains("application/octet-stream"), "{head}");
-    assert_eq!(curl(&["-o", "/dev/null", "-w", "%{http_code}", "--path-as-is"], "/../secret"), b"403");
+    assert!(
+        head.contains("Content-Length: 12000000\r\n") && head.contains("application/octet-stream"),
+        "{head}"
+    );
+    assert_eq!(
+        curl(&["-o", "/dev/null", "-w", "%{http_code}", "--path-as-is"], "/../secret"),
+        b"403"
+    );
     let twice = format!("http://{address}/hello.txt");
-    assert_eq!(curl(&["-o", "/dev/null", "-w", "%{num_connects}", &twice, "-o", "/dev/null"], "/empty"), b"10");
+    assert_eq!(
+        curl(&["-o", "/dev/null", "-w", "%{num_connects}", &twice, "-o", "/dev/null"], "/empty"),
+        b"10"
+    );
 }

@@ -48,9 +48,13 @@ pub fn multipart(parts: &[Part<'_>]) -> Vec<u8> {
 /// Plain text goes as it is, so that a key in it can be found and overwritten in the copies that cloud-init keeps.
 fn push_part(message: &mut Vec<u8>, part: &Part<'_>) {
     let name = part.name;
-    let plain = part.content.iter().all(|&byte| byte == b'\n' || byte == b'\t' || (b' '..=b'~').contains(&byte))
+    let plain = part
+        .content
+        .iter()
+        .all(|&byte| byte == b'\n' || byte == b'\t' || (b' '..=b'~').contains(&byte))
         && part.content.split(|&byte| byte == b'\n').all(|line| line.len() < 990);
-    let kind = if part.content.starts_with(&[0x1f, 0x8b]) { "application/gzip" } else { "text/plain" };
+    let kind =
+        if part.content.starts_with(&[0x1f, 0x8b]) { "application/gzip" } else { "text/plain" };
     let encoding = if plain { "7bit" } else { "base64" };
     message.extend_from_slice(
         format!(

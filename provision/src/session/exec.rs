@@ -1,8 +1,10 @@
 //! Runs one command over a channel and follows it to its end.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use russh::{Channel, ChannelMsg, ChannelReadHalf, ChannelWriteHalf, Sig, client};
+use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep_until, timeout};
 
 use super::remote::{NOT_STARTED, Place, kill_words, words};
@@ -15,7 +17,7 @@ use crate::output::{Capture, Output, Stream};
 const GRACE: Duration = Duration::from_secs(3);
 
 /// How long the killing of a command may take: its own ten seconds, and a slow guest.
-const KILLING: Duration = Duration::from_secs(20);
+const KILLING: Duration = Duration::from_secs(60);
 
 /// How much is read of what a login's start-up files print before the command begins.
 const NOISE: usize = 64 << 10;
@@ -47,11 +49,10 @@ impl Session {
         let mark = format!("kvmbake-{:016x}", mark_number());
         let remote = words(command, &self.user, &mark)?;
         let channel = self.start(&remote.exec).await?;
-        let (reader, writer) = channel.split();
-        let mut running = Running::new(self, reader, writer, Preamble::new(remote.mark));
+        let mut running = Running::new(self, channel, remote.stdin, Preamble::new(remote.mark));
         let limit = command.timeout;
         let deadline = limit.map(|limit| Instant::now() + limit);
-        match running.follow(remote.stdin, deadline, output).await? {
+        match running.follow(deadline, output).await? {
             Some(status) => running.conclude(status, remote.as_user),
             None => {
                 let ended = self.end_of(&mut running, &command.privilege, output).await;
@@ -78,13 +79,20 @@ impl Session {
         privilege: &Privilege,
         output: &mut dyn Output,
     ) -> bool {
+        // It may be about to begin: what is not known cannot be killed, so it is given time to tell.
+        let patience = Instant::now() + KILLING;
+        while running.preamble.place.is_none() && Instant::now() < patience {
+            let next = Instant::now() + Duration::from_millis(100);
+            if !matches!(running.follow(Some(next), output).await, Ok(None)) {
+                return true;
+            }
+        }
         let Some(place) = running.preamble.place.clone() else {
-            // It has not even begun: closing the channel ends the shell, whose input is over.
             running.close().await;
-            return timeout(GRACE, running.follow(Vec::new(), None, output)).await.is_ok();
+            return false;
         };
         // What it prints must be read on: a full channel would stop the killer's own.
-        let listening = running.follow(Vec::new(), Some(Instant::now() + KILLING), output);
+        let listening = running.follow(Some(Instant::now() + KILLING), output);
         let (killed, ended) =
             tokio::join!(timeout(KILLING, self.kill(&place, privilege)), listening);
         running.close().await;
@@ -94,9 +102,8 @@ impl Session {
     async fn kill(&self, place: &Place, privilege: &Privilege) -> bool {
         let Ok((exec, stdin)) = kill_words(place, privilege, &self.user) else { return false };
         let Ok(channel) = self.start(&exec).await else { return false };
-        let (reader, writer) = channel.split();
-        let mut killer = Running::new(self, reader, writer, Preamble::none());
-        matches!(killer.follow(stdin, None, &mut ()).await, Ok(Some(ExitStatus::Code(0))))
+        let mut killer = Running::new(self, channel, stdin, Preamble::none());
+        matches!(killer.follow(None, &mut ()).await, Ok(Some(ExitStatus::Code(0))))
     }
 
     async fn start(&self, exec: &str) -> Result<Channel<client::Msg>, SessionError> {
@@ -128,50 +135,54 @@ fn mark_number() -> u64 {
 struct Running<'a> {
     session: &'a Session,
     reader: ChannelReadHalf,
-    writer: ChannelWriteHalf<client::Msg>,
+    writer: Arc<ChannelWriteHalf<client::Msg>>,
+    /// Sends the input. On its own, because the channel's window may make it wait for the program to read.
+    sending: JoinHandle<()>,
     preamble: Preamble,
-    /// The last of what was printed before the command began.
+    /// What was printed before the command is known to have begun.
     stderr: Vec<u8>,
+}
+
+impl Drop for Running<'_> {
+    fn drop(&mut self) {
+        self.sending.abort();
+    }
 }
 
 impl<'a> Running<'a> {
     fn new(
         session: &'a Session,
-        reader: ChannelReadHalf,
-        writer: ChannelWriteHalf<client::Msg>,
+        channel: Channel<client::Msg>,
+        stdin: Vec<u8>,
         preamble: Preamble,
     ) -> Running<'a> {
-        Running { session, reader, writer, preamble, stderr: Vec::new() }
+        let (reader, writer) = channel.split();
+        let writer = Arc::new(writer);
+        let sender = writer.clone();
+        let sending = tokio::spawn(async move {
+            // A program that reads no input ends this early, and is within its rights.
+            let _ = sender.data(&stdin[..]).await;
+            let _ = sender.eof().await;
+        });
+        Running { session, reader, writer, sending, preamble, stderr: Vec::new() }
     }
 
     async fn close(&self) {
         let _ = timeout(Duration::from_secs(1), self.writer.close()).await;
     }
 
-    /// Sends the input and passes the output on until the command has ended; none when the deadline came first.
+    /// Passes the output on until the command has ended; none when the deadline came first.
     async fn follow(
         &mut self,
-        stdin: Vec<u8>,
         deadline: Option<Instant>,
         output: &mut dyn Output,
     ) -> Result<Option<ExitStatus>, SessionError> {
-        let writer = &self.writer;
-        let sending = async {
-            if !stdin.is_empty() {
-                // A program that reads no input ends this early, and is within its rights.
-                let _ = writer.data(&stdin[..]).await;
-                let _ = writer.eof().await;
-            }
-        };
-        tokio::pin!(sending);
-        let mut sent = false;
         let mut status = None;
         let far = Instant::now() + Duration::from_secs(365 * 24 * 3600);
         let mut until = deadline.unwrap_or(far);
         loop {
             let message = tokio::select! {
                 message = self.reader.wait() => message,
-                () = &mut sending, if !sent => { sent = true; continue }
                 () = sleep_until(until) => {
                     if status.is_some() {
                         let _ = timeout(Duration::from_secs(1), self.writer.close()).await;
@@ -181,7 +192,13 @@ impl<'a> Running<'a> {
             };
             match message {
                 Some(ChannelMsg::Data { data }) => {
-                    if let Some(text) = self.preamble.push(&data) {
+                    let begun = self.preamble.done();
+                    let text = self.preamble.push(&data);
+                    if !begun && self.preamble.done() && !self.stderr.is_empty() {
+                        // The two streams overtake each other: some of this may be the command's own.
+                        output.write(Stream::Stderr, &std::mem::take(&mut self.stderr));
+                    }
+                    if let Some(text) = text {
                         output.write(Stream::Stdout, &text);
                     }
                 }
@@ -189,7 +206,7 @@ impl<'a> Running<'a> {
                     if self.preamble.done() {
                         output.write(Stream::Stderr, &data);
                     } else {
-                        keep_last(&mut self.stderr, &data, 4096);
+                        keep_last(&mut self.stderr, &data, NOISE);
                     }
                 }
                 Some(ChannelMsg::ExitStatus { exit_status }) => {

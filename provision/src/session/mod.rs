@@ -31,6 +31,7 @@ use crate::key::BuildKey;
 pub use attempts::{Attempt, AttemptError, Attempts, GaveUp, connect_until};
 pub use error::{ConnectError, Phase, SessionError};
 pub use exec::Captured;
+pub(crate) use remote::is_variable_name;
 use tap::{Opening, Tap};
 
 /// Who logs in, and how long each thing may take.

@@ -85,18 +85,26 @@ pub(super) fn words(command: &Command, login: &str, mark: &str) -> Result<Remote
          rm -rf \"$kb_d\"\n\
          exit \"$kb_s\"\n"
     ));
+    // Input that ends early, because the connection broke or we gave up, must not run as half a script.
     let receive = match &script {
         None => String::new(),
-        Some((name, _)) if command.stdin.is_none() => format!("cat >\"$kb_d\"/{name} || kb_w=1; "),
         Some((name, content)) => {
-            format!("dd bs=1 count={} of=\"$kb_d\"/{name} 2>/dev/null || kb_w=1; ", content.len())
+            let (file, length) = (format!("\"$kb_d\"/{name}"), content.len());
+            let copy = match command.stdin {
+                None => format!("cat >{file}"),
+                Some(_) => format!("dd bs=1 count={length} of={file} 2>/dev/null"),
+            };
+            format!(
+                "{copy} || kb_w=1; kb_c=$(wc -c <{file}); [ $((kb_c)) -eq {length} ] || kb_w=1; "
+            )
         }
     };
     let first = format!(
         "kb_n={mark}; printf '%s shell\\n' \"$kb_n\"; kb_u=$(umask); umask 077; kb_w=0; \
-         kb_d=$(mktemp -d \"${{TMPDIR:-/tmp}}/kvmbake.XXXXXX\") || exit {NOT_STARTED}; \
+         kb_d=$(mktemp -d \"${{TMPDIR:-/tmp}}/kvmbake.XXXXXX\" 2>/dev/null) || kb_d=$(mktemp -d /tmp/kvmbake.XXXXXX) || exit {NOT_STARTED}; \
          while IFS= read -r kb_l && [ \"$kb_l\" != \"$kb_n\" ]; do printf '%s\\n' \"$kb_l\" || kb_w=1; done >\"$kb_d\"/.run; \
-         {receive}[ \"$kb_w\" = 0 ] || {{ rm -rf \"$kb_d\"; exit {NOT_STARTED}; }}; umask \"$kb_u\"; . \"$kb_d\"/.run\n"
+         [ \"$kb_l\" = \"$kb_n\" ] || kb_w=1; {receive}\
+         [ \"$kb_w\" = 0 ] || {{ rm -rf \"$kb_d\"; exit {NOT_STARTED}; }}; umask \"$kb_u\"; . \"$kb_d\"/.run\n"
     );
     let mut stdin = first.into_bytes();
     stdin.extend_from_slice(wrapper.as_bytes());
@@ -116,6 +124,8 @@ pub(super) fn kill_words(
 ) -> Result<(String, Vec<u8>), SessionError> {
     let (exec, _) = entry(privilege, login)?;
     let Place { process, group, folder } = place;
+    // A guest may say anything; 0 and 1 would stand for more than the command.
+    let (process, group) = (process.max(&2), group.max(&2));
     let folder = quoted(folder, "The temporary folder")?;
     // Where the server gives its commands no group of their own, the group is ours too: then only the process is killed.
     let line = format!(
@@ -130,7 +140,7 @@ pub(super) fn kill_words(
 
 /// The constant that `exec` runs, and who stands between the login and the shell.
 fn entry(privilege: &Privilege, login: &str) -> Result<(String, Option<String>), SessionError> {
-    const SHELL: &str = "/bin/sh -c 'IFS= read -r b; eval \"$b\"'";
+    const SHELL: &str = "/bin/sh -c 'IFS= read -r b && eval \"$b\"'";
     Ok(match privilege {
         Privilege::Login => (format!("exec {SHELL}"), None),
         Privilege::Root if login == "root" => (format!("exec {SHELL}"), None),
@@ -140,7 +150,7 @@ fn entry(privilege: &Privilege, login: &str) -> Result<(String, Option<String>),
             return Err(SessionError::UserName { name: name.clone() });
         }
         Privilege::User(name) if login == "root" => (
-            format!("exec su -s /bin/sh -c 'IFS= read -r b; eval \"$b\"' {name}"),
+            format!("exec su -s /bin/sh -c 'IFS= read -r b && eval \"$b\"' {name}"),
             Some(name.clone()),
         ),
         Privilege::User(name) => {
@@ -253,7 +263,7 @@ mod tests {
                 .expect("mark");
             let place = Place::parse(place).expect("place");
             assert!(
-                place.process > 1 && place.group > 1 && place.folder.starts_with("/tmp/kvmbake."),
+                place.process > 1 && place.group > 1 && place.folder.contains("/kvmbake."),
                 "{place:?}"
             );
             assert!(!std::path::Path::new(&place.folder).exists());
@@ -268,6 +278,37 @@ mod tests {
                 "{shell}: {}",
                 String::from_utf8_lossy(&output.stderr)
             );
+        }
+    }
+
+    #[test]
+    fn input_that_ends_early_runs_nothing() {
+        for shell in shells() {
+            let folder = tempfile::tempdir().expect("folder");
+            let witness = folder.path().join("ran");
+            let command =
+                Command::script("s", format!("echo >{0}\n# more\necho >{0}\n", witness.display()));
+            let remote = words(&command, "root", "mark123").expect("words");
+            for cut in 0..remote.stdin.len() {
+                // All of it takes long: every place near a boundary, and some between.
+                let near = remote.stdin[..cut].ends_with(b"\n") || remote.stdin[cut] == b'\n';
+                if !near && cut % 97 != 0 {
+                    continue;
+                }
+                let mut child = std::process::Command::new("/bin/sh")
+                    .args(["-c", &remote.exec.replace("/bin/sh", shell)])
+                    .env("TMPDIR", folder.path())
+                    .stdin(Stdio::piped())
+                    .stdout(Stdio::null())
+                    .stderr(Stdio::null())
+                    .spawn()
+                    .expect("sh");
+                // A shell that has given up closes its input early.
+                let _ = child.stdin.take().expect("stdin").write_all(&remote.stdin[..cut]);
+                assert!(!child.wait().expect("status").success(), "{shell}, {cut}");
+                assert!(!witness.exists(), "{shell}, {cut}");
+            }
+            assert_eq!(std::fs::read_dir(folder.path()).expect("folder").count(), 0, "{shell}");
         }
     }
 
@@ -311,6 +352,6 @@ mod tests {
         let mut command = Command::script("s", "echo secret").with_privilege(Privilege::Root);
         command.env.push(("TOKEN".into(), "hunter2".into()));
         let remote = words(&command, "debian", "m").expect("words");
-        assert_eq!(remote.exec, "exec sudo -n -H -- /bin/sh -c 'IFS= read -r b; eval \"$b\"'");
+        assert_eq!(remote.exec, "exec sudo -n -H -- /bin/sh -c 'IFS= read -r b && eval \"$b\"'");
     }
 }

@@ -54,6 +54,13 @@ impl Sshd {
         std::fs::write(path("authorized"), format!("{}\n", key.public_openssh())).expect("write");
         // Made by the service's unit otherwise; sshd insists on it when it is root.
         let _ = std::fs::create_dir_all("/run/sshd");
+        // Of several lines only the first counts; the guest's temporary files stay in the test's folder.
+        std::fs::create_dir(path("tmp")).expect("folder");
+        let environment = format!("SetEnv TMPDIR={}", path("tmp").display());
+        let extra = match extra.strip_prefix("SetEnv") {
+            Some(more) => format!("{environment}{more}"),
+            None => format!("{environment}\n{extra}"),
+        };
         let config = format!(
             "{extra}\nHostKey {0}/host\nAuthorizedKeysFile {0}/authorized\nStrictModes no\nUsePAM no\n\
              PasswordAuthentication no\nKbdInteractiveAuthentication no\nPermitRootLogin yes\nLogLevel VERBOSE\n\
