@@ -32,6 +32,12 @@ impl Extent {
     pub fn end(&self) -> u64 {
         self.offset.saturating_add(self.len)
     }
+
+    /// Returns the part of the extent that lies before `end`, if there is one.
+    pub fn before(&self, end: u64) -> Option<Extent> {
+        (self.offset < end && self.len > 0)
+            .then(|| Extent { offset: self.offset, len: self.end().min(end) - self.offset })
+    }
 }
 
 /// A random-access disk of fixed size; see the module's contract.

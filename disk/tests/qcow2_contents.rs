@@ -141,8 +141,12 @@ fn chains_of_backing_files_read_through_when_allowed() {
     let base = image(&dir, "base.qcow2", &contents, &["-c"]);
     let middle = dir.path().join("middle.qcow2");
     let top = dir.path().join("top.qcow2");
-    for (path, backing) in [(&middle, "base.qcow2"), (&top, "middle.qcow2")] {
-        qemu_img(&["create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", backing, text(path)]);
+    // Version 2 has no zero clusters: what hides the base must be written.
+    for (path, backing, compat) in
+        [(&middle, "base.qcow2", "compat=0.10"), (&top, "middle.qcow2", "compat=1.1")]
+    {
+        let arguments = ["create", "-q", "-f", "qcow2", "-o", compat, "-F", "qcow2", "-b"];
+        qemu_img(&[&arguments[..], &[backing, text(path)]].concat());
     }
     let mut model = contents.clone();
     let allowed =

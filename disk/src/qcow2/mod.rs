@@ -285,11 +285,7 @@ impl Qcow2Block {
         let Some(base) = &self.base else {
             return Ok(None);
         };
-        let extent = base.next_data(from)?;
-        Ok(extent.filter(|extent| extent.offset < end).map(|extent| Extent {
-            offset: extent.offset,
-            len: extent.end().min(end) - extent.offset,
-        }))
+        Ok(base.next_data(from)?.and_then(|extent| extent.before(end)))
     }
 
     /// Drops whole clusters, so that they read as zeroes.
@@ -343,8 +339,15 @@ impl Qcow2Block {
             }
             let end = at + len;
             match mapping {
-                ShallowMapping::Raw { .. } | ShallowMapping::Special { .. } => {
-                    return Ok(Some(Extent { offset: at, len }));
+                ShallowMapping::Special { .. } => return Ok(Some(Extent { offset: at, len })),
+                ShallowMapping::Raw { storage, offset, .. } => {
+                    let stored = storage
+                        .next_stored(offset, offset + len)
+                        .map_err(|error| self.failed("find data in", at, error))?;
+                    if let Some(stored) = stored {
+                        let offset = at + (stored.offset - offset);
+                        return Ok(Some(Extent { offset, len: stored.len }));
+                    }
                 }
                 ShallowMapping::Indirect { .. } => {
                     if base_extent.is_none_or(|extent| extent.end() <= at) {

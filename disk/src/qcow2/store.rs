@@ -13,7 +13,7 @@ use imago::Storage;
 use imago::io_buffers::{IoVector, IoVectorMut};
 use imago::storage::drivers::CommonStorageHelper;
 
-use crate::block::Block;
+use crate::block::{Block, Extent};
 use crate::error::{Error, ErrorKind};
 use crate::host_file::HostFile;
 
@@ -71,6 +71,17 @@ impl Store {
         Store { kind: Kind::Base(disk), helper: CommonStorageHelper::default() }
     }
 
+    /// Returns the first extent at or after `from` and before `end` that the host stores.
+    pub(super) fn next_stored(&self, from: u64, end: u64) -> io::Result<Option<Extent>> {
+        match &self.kind {
+            Kind::File(store) => store.file.next_stored(from, end),
+            Kind::Base(disk) => {
+                let extent = disk.next_data(from).map_err(Error::into_io)?;
+                Ok(extent.and_then(|extent| extent.before(end)))
+            }
+        }
+    }
+
     /// Gives the range's space back to the host; a no-op where that is impossible.
     pub(super) fn punch(&self, offset: u64, len: u64) -> io::Result<()> {
         match &self.kind {
@@ -91,8 +102,12 @@ impl FileStore {
         }
         let _growing = self.growing.lock().unwrap_or_else(PoisonError::into_inner);
         if end > self.len.load(Ordering::Acquire) {
-            let len = end.checked_next_multiple_of(self.step).unwrap_or(end);
-            self.file.set_len(len)?;
+            let mut len = end.checked_next_multiple_of(self.step).unwrap_or(end);
+            if self.file.set_len(len).is_err() {
+                // Close to a limit there may be room for this much, if not for more.
+                len = end;
+                self.file.set_len(len)?;
+            }
             self.len.store(len, Ordering::Release);
         }
         Ok(())
@@ -101,9 +116,13 @@ impl FileStore {
     fn write(&self, bufv: IoVector<'_>, mut offset: u64) -> io::Result<()> {
         let end = end_of(offset, bufv.len())?;
         self.grow(end)?;
-        self.written.fetch_max(end, Ordering::AcqRel);
+        let written = self.written.fetch_max(end, Ordering::AcqRel);
         for buf in bufv.into_inner() {
-            self.file.write_all_at(&buf, offset)?;
+            // Copied from where the base has nothing, most of a new cluster is zeroes: leave them
+            // to the hole that is there.
+            if written > offset || !is_zero(&buf) {
+                self.file.write_all_at(&buf, offset)?;
+            }
             offset += buf.len() as u64;
         }
         Ok(())
@@ -197,6 +216,11 @@ impl Drop for FileStore {
             let _ = self.file.set_len(written);
         }
     }
+}
+
+/// Tells whether there are only zeroes; stops at the first piece that has others.
+fn is_zero(bytes: &[u8]) -> bool {
+    bytes.chunks(128).all(|piece| piece.iter().fold(0, |seen, byte| seen | byte) == 0)
 }
 
 fn end_of(offset: u64, len: u64) -> io::Result<u64> {
