@@ -4,6 +4,7 @@
 //! there, so that a signal or a time-out reaches the command and everything it has started.
 
 use std::io::{Read, Write};
+use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -60,6 +61,9 @@ impl Sessions {
         let deadline = Instant::now() + limit;
         let socket = self.folder.join(user.name());
         while Instant::now() < deadline {
+            if !self.answers() {
+                continue;
+            }
             let mut command = Command::new("setpriv");
             command
                 .args(["--pdeathsig", "KILL", "ssh"])
@@ -88,6 +92,20 @@ impl Sessions {
             reason: format!("no SSH as {} after {} s", user.name(), limit.as_secs()),
             tail,
         })
+    }
+
+    /// Tells whether sshd sends its banner within half a second. QEMU takes connections also while it still loads a
+    /// snapshot and then forgets them, and ssh would wait its whole time-out for such a one.
+    fn answers(&self) -> bool {
+        let limit = Duration::from_millis(500);
+        let Ok(mut stream) = TcpStream::connect(("127.0.0.1", self.port)) else {
+            thread::sleep(Duration::from_millis(20));
+            return false;
+        };
+        let mut banner = [0u8; 4];
+        stream.set_read_timeout(Some(limit)).is_ok()
+            && stream.read_exact(&mut banner).is_ok()
+            && &banner == b"SSH-"
     }
 
     fn options(&self, user: User) -> Vec<String> {
