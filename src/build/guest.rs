@@ -6,9 +6,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use kvmbake_disk::{Block, Counted, MemoryBlock};
-use kvmbake_net::{DialError, Forward, Nat, NatConfig, NatHandle};
+use kvmbake_net::{DialError, Forward, Lease, Nat, NatConfig, NatHandle, Resolvers};
 use kvmbake_provision::http::DirectoryServer;
 use kvmbake_provision::key::BuildKey;
+use kvmbake_provision::step::Guest as Provisioned;
 use kvmbake_provision::session::{AttemptError, ConnectError, GaveUp, HostKey, Login, Session, connect_until};
 use kvmbake_vmm::virtio::block::{BlockDevice, BlockOptions};
 use kvmbake_vmm::virtio::net::NetDevice;
@@ -60,7 +61,7 @@ pub struct Setup {
 pub struct Guest {
     setup: Setup,
     life: Life,
-    session: Option<Session>,
+    session: Option<Provisioned>,
     /// The host key of the first session; the later ones must show the same.
     host_key: Option<HostKey>,
     boots: u32,
@@ -93,7 +94,7 @@ impl Guest {
     /// It did not within the profile's time, with all that is known of why; or the guest ended.
     pub async fn connect(&mut self) -> Result<&Session, Error> {
         let deadline = Instant::now() + self.setup.plan.profile.ssh.timeout;
-        while self.session.as_ref().is_none_or(Session::is_closed) {
+        while self.session.as_ref().is_none_or(|guest| guest.session.is_closed()) {
             self.session = None;
             let left = deadline.saturating_duration_since(Instant::now());
             let login = Login {
@@ -105,14 +106,23 @@ impl Guest {
             match self.watch(attempts).await {
                 Ok(Ok(session)) => {
                     self.host_key = Some(session.host_key().clone());
-                    self.session = Some(session);
+                    let (environment, directory) = (Vec::new(), std::path::PathBuf::new());
+                    self.session = Some(Provisioned { session, environment, directory });
                 }
                 Ok(Err(gave_up)) => return Err(self.unreachable(&gave_up)),
                 Err(Ended::Exit(exit)) if matches!(*exit, Exit::Reset) => self.boot_again().await?,
                 Err(ended) => return Err(self.explain(&ended)),
             }
         }
-        self.session.as_ref().ok_or_else(|| Error::new(Blame::Internal, "The session vanished"))
+        Ok(&self.provisioned()?.session)
+    }
+
+    /// Returns the guest as steps see it.
+    ///
+    /// # Errors
+    /// [`Guest::connect`] was not called, a defect of ours.
+    pub fn provisioned(&self) -> Result<&Provisioned, Error> {
+        self.session.as_ref().ok_or_else(|| Error::new(Blame::Internal, "There is no session with the guest"))
     }
 
     /// Runs `work` with the session until it is done or the guest ended.
@@ -145,11 +155,6 @@ impl Guest {
         });
         self.life = life;
         Ok(())
-    }
-
-    /// Gives up the session, e.g. before the guest shuts down.
-    pub fn disconnect(&mut self) {
-        self.session = None;
     }
 
     /// Presses the power button.
@@ -192,7 +197,7 @@ impl Guest {
         let answered = matches!(last, Some(AttemptError::Connect(_)));
         let cause = if activity.frames_from_guest == 0 {
             "the guest never used its network".to_string()
-        } else if activity.lease.is_none() && !answered {
+        } else if !matches!(activity.lease, Lease::Bound { .. }) && !answered {
             "the guest never took an address by DHCP".to_string()
         } else {
             last.map_or_else(|| "no attempt came to an end".into(), |error| lower_first(&error.to_string()))
@@ -220,7 +225,7 @@ async fn dial(nat: NatHandle) -> std::io::Result<tokio::net::UnixStream> {
     let dialled = tokio::task::spawn_blocking(move || nat.dial(SSH, DIAL)).await.map_err(Error::other)?;
     let stream = dialled.map_err(|error| {
         let kind = match error {
-            DialError::Refused => ErrorKind::ConnectionRefused,
+            DialError::Refused { .. } => ErrorKind::ConnectionRefused,
             _ => ErrorKind::TimedOut,
         };
         Error::new(kind, error)
@@ -266,7 +271,7 @@ async fn start(setup: &Setup) -> Result<(Life, Booted), Error> {
         loaded = loading => loaded
             .map_err(|error| Error::new(Blame::Internal, "Loading the kernel died").because(&error))??,
     };
-    let (nat, handle) = Nat::new(network(&setup.plan))
+    let (nat, handle) = Nat::new(network(&setup.plan)?)
         .map_err(|error| Error::input("Cannot set up the guest's network").because(&error))?;
     machine.set_console(setup.console.writer());
     let mut devices: Vec<Box<dyn kvmbake_vmm::virtio::VirtioDevice>> = Vec::new();
@@ -299,18 +304,20 @@ fn no_machine(error: &kvmbake_vmm::Error) -> Error {
     failed.hint("`kvmbake doctor` says what is missing and what to do")
 }
 
-fn network(plan: &Plan) -> NatConfig {
+fn network(plan: &Plan) -> Result<NatConfig, Error> {
     let net = &plan.profile.net;
     let mut config = NatConfig::default();
-    config.allow_host_loopback = net.host_loopback;
+    config.host_loopback = net.host_loopback;
     if let Some(dns) = net.dns {
-        config.resolvers = vec![std::net::SocketAddr::from((dns, 53))];
+        config.resolvers = Resolvers::Fixed(vec![std::net::SocketAddr::from((dns, 53))]);
     }
     if let Some(folder) = &net.serve {
-        let target = Arc::new(Served(DirectoryServer::new(folder.value.clone())));
-        config.forwards.push(Forward { address: SERVICE, port: HTTP, target });
+        let server = DirectoryServer::new(&folder.value).map_err(|error| {
+            Error::input(format!("Cannot serve {}", folder.value.display())).because(&error)
+        })?;
+        config.forwards.push(Forward { address: SERVICE, port: HTTP, target: Arc::new(Served(server)) });
     }
-    config
+    Ok(config)
 }
 
 /// The profile's folder as a service of the network.
@@ -318,8 +325,6 @@ struct Served(DirectoryServer);
 
 impl kvmbake_net::Service for Served {
     fn connect(&self) -> std::io::Result<std::os::unix::net::UnixStream> {
-        let (ours, theirs) = std::os::unix::net::UnixStream::pair()?;
-        self.0.serve(theirs);
-        Ok(ours)
+        self.0.connect()
     }
 }

@@ -126,10 +126,10 @@ impl Build<'_> {
             steps.push(step::run(&mut guest, &stages, index + 1, step, Arc::clone(&self.report)).await?);
         }
         let kernel = guest.kernel.clone();
-        stages.run(Stage::Seal, "removing the build's key", seal::seal(guest, &key)).await?;
+        stages.run(Stage::Seal, "removing the build's key", seal::seal(guest, self.removable(&key))).await?;
         let export = stages.run(Stage::Export, "", self.export(disk)).await?;
         let digest = self.digest(digest).await?;
-        Ok(self.manifest(&kernel, digest, steps, &export))
+        self.manifest(&kernel, digest, steps, &export)
     }
 
     /// Checks the base and lays the overlay on it. The base's digest, which only the manifest
@@ -168,6 +168,12 @@ impl Build<'_> {
         }
     }
 
+    /// The key that the build brought into the guest; one that the profile names was there, or was
+    /// put there by the profile's own means, and stays.
+    fn removable<'k>(&self, key: &'k BuildKey) -> Option<&'k BuildKey> {
+        self.plan.private_key.is_none().then_some(key)
+    }
+
     fn key(&self) -> Result<BuildKey, Error> {
         if let Some(key) = &self.plan.private_key {
             return Ok(key.clone());
@@ -204,7 +210,7 @@ impl Build<'_> {
             user_data: self.plan.user_data.clone(),
             vendor_data: None,
             network_config: self.plan.network_config.clone(),
-            public_key: Some(public_key),
+            public_key: self.plan.private_key.is_none().then_some(public_key),
             user: Some(self.plan.profile.ssh.user.clone()),
         };
         let image = seed.build().map_err(|error| Error::input("Cannot make the seed").because(&error))?;
@@ -227,7 +233,7 @@ impl Build<'_> {
         let export = export::export(disk, targets, report, cancel).await?;
         std::fs::remove_file(self.workspace.path(OVERLAY))
             .map_err(|error| Error::input("Cannot remove the build's overlay").because(&error))?;
-        let detail = format!("{} images, verified against {}", export.artifacts.len(), export.disk_digest);
+        let detail = format!("{} images, each read back and compared", export.artifacts.len());
         Ok((export, detail))
     }
 
@@ -237,9 +243,11 @@ impl Build<'_> {
         digest: Checksum,
         steps: Vec<manifest::Step>,
         export: &kvmbake_convert::Export,
-    ) -> Manifest {
+    ) -> Result<Manifest, Error> {
         let profile = &self.plan.profile;
-        Manifest {
+        let digest_of_disk = export.disk_digest.as_ref().map(ToString::to_string);
+        let artifacts = export.artifacts.iter().map(described).collect::<Result<_, _>>()?;
+        Ok(Manifest {
             manifest_version: Manifest::version(),
             kvmbake_version: env!("CARGO_PKG_VERSION"),
             name: profile.image.name.clone(),
@@ -263,23 +271,28 @@ impl Build<'_> {
             steps,
             disk: manifest::Disk {
                 virtual_size: self.plan.virtual_size,
-                digest: export.disk_digest.to_string(),
+                digest: taken(digest_of_disk.as_ref())?,
             },
-            artifacts: export
-                .artifacts
-                .iter()
-                .map(|artifact| manifest::Artifact {
-                    file: export::file_name(&artifact.path),
-                    format: artifact.format.to_string(),
-                    virtual_size: artifact.virtual_size,
-                    size: artifact.file_size,
-                    allocated: artifact.allocated,
-                    sha512: artifact.sha512.clone(),
-                    md5: artifact.md5.clone(),
-                })
-                .collect(),
-        }
+            artifacts,
+        })
     }
+}
+
+fn described(artifact: &kvmbake_convert::Artifact) -> Result<manifest::Artifact, Error> {
+    Ok(manifest::Artifact {
+        file: export::file_name(&artifact.path),
+        format: artifact.format.to_string(),
+        virtual_size: artifact.virtual_size,
+        size: artifact.file_size,
+        allocated: artifact.allocated,
+        sha512: taken(artifact.sha512.as_ref())?,
+        md5: taken(artifact.md5.as_ref())?,
+    })
+}
+
+/// A digest that the export was asked for.
+fn taken(digest: Option<&String>) -> Result<String, Error> {
+    digest.cloned().ok_or_else(|| Error::new(Blame::Internal, "The export took no digest"))
 }
 
 /// The base's digest, known or on its way.

@@ -9,8 +9,10 @@ use std::sync::atomic::AtomicBool;
 
 use kvmbake_disk::{Block, Format, OpenOptions};
 use kvmbake_provision::key::BuildKey;
-use kvmbake_vmm::boot::{self, BootOverrides, Kernel};
+use kvmbake_provision::step::{CheckContext, Step};
+use kvmbake_vmm::boot::{self, BootOverrides, FileSource, Kernel};
 
+use super::step::shell_step;
 use crate::checksum;
 use crate::error::Error;
 use crate::profile::units::Size;
@@ -18,8 +20,6 @@ use crate::profile::{Fault, Named, Profile, Run, Seed, Source, Text};
 
 /// Largest profile, user-data or key; anything beyond is not what it is taken for.
 const TEXT_LIMIT: u64 = 4 << 20;
-/// Largest script of a shell step.
-const SCRIPT_LIMIT: u64 = 16 << 20;
 
 /// A profile and all that it names.
 pub struct Plan {
@@ -244,9 +244,30 @@ fn read_key(path: &Named<PathBuf>, faults: &mut Vec<Fault>) -> Option<BuildKey> 
 
 fn check_steps(profile: &Profile, faults: &mut Vec<Fault>) {
     for step in &profile.steps {
-        let Run::Scripts(scripts) = &step.shell.run else { continue };
-        for script in scripts {
-            read_named(script, SCRIPT_LIMIT, faults);
+        if let Err(error) = shell_step(step).check(&CheckContext::default()) {
+            let place = match &step.shell.run {
+                Run::Scripts(paths) => paths.first().map(|path| path.place.clone()),
+                Run::Inline(_) => None,
+            };
+            let place = place.unwrap_or_else(|| step.place.clone());
+            faults.push(Fault { message: with_causes(&error), place, hint: None });
         }
+    }
+}
+
+fn boot_overrides(profile: &Profile, faults: &mut Vec<Fault>) -> BootOverrides {
+    let boot = &profile.boot;
+    for path in [&boot.kernel, &boot.initrd].into_iter().flatten() {
+        if !path.value.is_file() {
+            fault(faults, path, format!("{} is no file", path.value.display()), None);
+        }
+    }
+    let host = |path: &Named<PathBuf>| FileSource::Host(path.value.clone());
+    BootOverrides {
+        kernel: boot.kernel.as_ref().map(host),
+        initrd: boot.initrd.iter().map(host).collect(),
+        cmdline: boot.cmdline.clone(),
+        append: boot.append.clone(),
+        ..BootOverrides::default()
     }
 }

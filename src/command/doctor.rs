@@ -2,6 +2,8 @@
 
 use std::fmt::Write;
 
+use kvmbake_vmm::Outcome;
+
 use super::print;
 use crate::error::Error;
 
@@ -18,17 +20,15 @@ pub fn run(_: &Args) -> Result<(), Error> {
     let mut text = String::new();
     let mut failed = false;
     for check in &checks {
-        let (mark, detail) = match &check.outcome {
-            kvmbake_vmm::Outcome::Pass(detail) => ("ok  ", detail),
-            kvmbake_vmm::Outcome::Warn(detail) => ("warn", detail),
-            kvmbake_vmm::Outcome::Fail(detail) => {
-                failed = true;
-                ("FAIL", detail)
-            }
+        let mark = match check.outcome {
+            Outcome::Good => "ok  ",
+            Outcome::Warning => "warn",
+            Outcome::Failed => "FAIL",
         };
-        let _ = writeln!(text, "{mark}  {:<28}  {detail}", check.name);
-        if let Some(hint) = &check.hint {
-            let _ = writeln!(text, "      hint: {hint}");
+        failed |= check.outcome == Outcome::Failed;
+        let _ = writeln!(text, "{mark}  {:<24}  {}", check.name, check.detail);
+        if !check.hint.is_empty() {
+            let _ = writeln!(text, "      hint: {}", check.hint);
         }
     }
     print(&text)?;

@@ -1,0 +1,11 @@
+//! The whole program on real images: the release binary bakes inside the rig, as a user whose only
+//! privilege is `/dev/kvm`, and programs that are not ours judge what it made.
+//!
+//! Run with `cargo test --release --test guest -- --test-threads=1`: one L1 serves all tests, and
+//! each of them keeps its processors busy.
+
+mod bake;
+mod failures;
+mod interrupts;
+mod project;
+mod reboots;
