@@ -102,7 +102,7 @@ pub struct BootOverrides {
     pub kernel: Option<FileSource>,
     /// The initrd, several are joined in order; empty for the boot entry's own.
     pub initrd: Vec<FileSource>,
-    /// Replaces the whole command line; nothing is added to it but `append`.
+    /// Replaces the whole command line; only `append` and the serial console are added to it.
     pub cmdline: Option<String>,
     /// Added to the command line.
     pub append: Option<String>,

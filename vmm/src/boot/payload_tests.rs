@@ -38,8 +38,7 @@ fn bz_image(payload: &[u8]) -> Vec<u8> {
     file[LOADFLAGS] = 1;
     file[XLOADFLAGS] = 0x3f;
     file[PAYLOAD_OFFSET..PAYLOAD_OFFSET + 4].copy_from_slice(&64u32.to_le_bytes());
-    file[PAYLOAD_LENGTH..PAYLOAD_LENGTH + 4]
-        .copy_from_slice(&(payload.len() as u32).to_le_bytes());
+    file[PAYLOAD_LENGTH..PAYLOAD_LENGTH + 4].copy_from_slice(&(payload.len() as u32).to_le_bytes());
     file.extend_from_slice(payload);
     file.extend_from_slice(&[0xcc; 100]);
     file
