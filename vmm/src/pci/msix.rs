@@ -76,8 +76,9 @@ impl Msix {
 
     /// Fills `data` from the table.
     pub fn read_table(&self, offset: u64, data: &mut [u8]) {
-        for (address, byte) in (offset..).zip(data) {
-            let (entry, at) = (address as usize / ENTRY_LEN, address as usize % ENTRY_LEN);
+        for (index, byte) in data.iter_mut().enumerate() {
+            let address = (offset as usize).saturating_add(index);
+            let (entry, at) = (address / ENTRY_LEN, address % ENTRY_LEN);
             *byte = self.entries.get(entry).map_or(0, |entry| entry.bytes[at]);
         }
     }
@@ -101,8 +102,8 @@ impl Msix {
 
     /// Fills `data` from the pending bit array.
     pub fn read_pending(&self, offset: u64, data: &mut [u8]) {
-        for (address, byte) in (offset..).zip(data) {
-            let first = (address as usize).saturating_mul(8);
+        for (index, byte) in data.iter_mut().enumerate() {
+            let first = (offset as usize).saturating_add(index).saturating_mul(8);
             let pending = |bit: &usize| {
                 self.vectors.get(first.saturating_add(*bit)).is_some_and(|v| v.is_pending())
             };

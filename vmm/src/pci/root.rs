@@ -144,7 +144,7 @@ impl Slots {
     fn addressed(&mut self, port: u64) -> Option<(&mut Box<dyn PciFunction>, usize)> {
         let address = self.address;
         let (enabled, bus, function) =
-            (address >> 31, address >> 16 & 0xff, address >> 8 & FUNCTIONS as u32 - 1);
+            (address >> 31, (address >> 16) & 0xff, u64::from(address >> 8) % FUNCTIONS);
         if enabled == 0 || bus != 0 || function != 0 {
             return None;
         }
@@ -252,7 +252,7 @@ mod tests {
 
     struct Scratch {
         config: ConfigSpace,
-        written: Arc<Mutex<Vec<(u64, Vec<u8>)>>>,
+        written: Writes,
     }
 
     impl PciFunction for Scratch {

@@ -68,7 +68,7 @@ impl VirtioDevice for RngDevice {
         let source = self.source.clone();
         let worker = Worker::spawn("rng", move |stop| {
             let mut source = source.lock().unwrap_or_else(PoisonError::into_inner);
-            let mut server = Server { queue, source: &mut *source, chain: Chain::default() };
+            let mut server = Server { queue, source: &mut source, chain: Chain::default() };
             if let Err(fault) = server.run(stop) {
                 server.queue.signals().needs_reset(fault);
             }
@@ -157,4 +157,33 @@ fn host_random(bytes: &mut [u8]) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::virtio::driver::{DATA, Guest, into, out};
+
+    #[test]
+    fn requests_are_filled_up_to_the_bound() {
+        let mut device = RngDevice::new();
+        let mut guest = Guest::new(device.queue_sizes());
+        guest.activate(&mut device, 0);
+        assert_eq!(guest.request(0, &[into(DATA, 32), into(DATA + 64, 32)]), 64);
+        assert_ne!(guest.get(DATA, 32), [0; 32]);
+        assert_ne!(guest.get(DATA + 64, 32), guest.get(DATA, 32));
+        assert_eq!(guest.request(0, &[into(DATA, 1 << 20)]), MAX_FILL as u32);
+        assert_eq!(guest.get(DATA + MAX_FILL as u64, 8), [0; 8]);
+    }
+
+    #[test]
+    fn nonsense_is_given_back_empty() {
+        let mut device = RngDevice::new();
+        let mut guest = Guest::new(device.queue_sizes());
+        guest.activate(&mut device, 0);
+        for buffer in [out(DATA, 32), into(DATA, 0), into(u64::MAX - 3, 32), into(8 << 20, 1)] {
+            assert_eq!(guest.request(0, &[buffer]), 0);
+        }
+        assert_eq!(guest.request(0, &[into(DATA, 7)]), 7);
+    }
 }
