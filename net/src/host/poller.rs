@@ -53,8 +53,8 @@ pub(crate) struct Event {
     pub(crate) token: Token,
     pub(crate) readable: bool,
     pub(crate) writable: bool,
-    /// Both directions are over, or the socket has failed.
-    pub(crate) hung_up: bool,
+    /// The peer has ended its direction, or the socket has failed: reading comes to an end.
+    pub(crate) ended: bool,
 }
 
 /// The epoll descriptor.
@@ -104,12 +104,13 @@ impl Poller {
         let count = usize::try_from(count).unwrap_or(0);
         events[..count].iter().filter_map(|event| {
             let flags = event.events as libc::c_int;
-            let hung_up = flags & (libc::EPOLLHUP | libc::EPOLLERR) != 0;
+            let failed = flags & (libc::EPOLLHUP | libc::EPOLLERR) != 0;
+            let ended = failed || flags & libc::EPOLLRDHUP != 0;
             Some(Event {
                 token: Token::unpack(event.u64)?,
-                readable: hung_up || flags & (libc::EPOLLIN | libc::EPOLLRDHUP) != 0,
-                writable: hung_up || flags & libc::EPOLLOUT != 0,
-                hung_up,
+                readable: ended || flags & libc::EPOLLIN != 0,
+                writable: failed || flags & libc::EPOLLOUT != 0,
+                ended,
             })
         })
     }

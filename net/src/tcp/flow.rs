@@ -50,8 +50,8 @@ pub(crate) struct Flow {
     /// Whether the host's socket may have bytes, and may take some.
     pub(crate) readable: bool,
     pub(crate) writable: bool,
-    /// Both directions of the host's socket are over.
-    pub(crate) hung_up: bool,
+    /// Reading the host's socket comes to an end.
+    pub(crate) ended: bool,
     /// The guest has ended its direction and the host has been told.
     guest_done: bool,
     /// The host has ended its direction and the guest has been, or will be, told.
@@ -87,7 +87,7 @@ impl Flow {
             host,
             readable: false,
             writable: false,
-            hung_up: false,
+            ended: false,
             guest_done: false,
             host_done: false,
             deaf: false,
@@ -170,7 +170,7 @@ impl Flow {
                     socket.close();
                 }
                 // A short read has emptied the socket, unless it is at its end.
-                Ok(Ok(received)) if received < room && !self.hung_up => self.readable = false,
+                Ok(Ok(received)) if received < room && !self.ended => self.readable = false,
                 Ok(Ok(_)) => {}
                 Ok(Err(error)) if error.kind() == io::ErrorKind::WouldBlock => {
                     self.readable = false;

@@ -330,7 +330,7 @@ impl TcpFlows {
         };
         flow.readable |= event.readable;
         flow.writable |= event.writable;
-        flow.hung_up |= event.hung_up;
+        flow.ended |= event.ended;
         if matches!(flow.stage, Stage::Connecting { .. }) && event.writable {
             self.connected(slot, around);
         }

@@ -1,0 +1,110 @@
+//! DNS through the network's name server, asked by dig.
+
+use std::io::{Read, Write};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
+use std::time::{Duration, Instant};
+
+use kvmbake_net::{NatConfig, Resolvers};
+
+use crate::world::World;
+
+/// Writes the answer to a query: a record for the name's address, or many for a long name.
+fn answer(query: &[u8], over_tcp: bool) -> Vec<u8> {
+    let mut end = 12;
+    while query[end] != 0 {
+        end += 1 + usize::from(query[end]);
+    }
+    let many = query[13..].starts_with(b"large");
+    let question = &query[12..end + 5];
+    let mut answer = query[..2].to_vec();
+    let count: u16 = match (many, over_tcp) {
+        (false, _) => 1,
+        (true, true) => 200,
+        (true, false) => 150,
+    };
+    answer.extend([0x81, 0x80, 0, 1]);
+    answer.extend(count.to_be_bytes());
+    answer.extend([0; 4]);
+    answer.extend(question);
+    for index in 0..count {
+        answer.extend([0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 60, 0, 4, 192, 0, 2, index as u8]);
+    }
+    answer
+}
+
+/// Where the resolver listens: like a stub, on the loopback of the world only.
+const STUB: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 53);
+
+/// Runs a resolver in the world, over UDP and TCP.
+fn resolve(world: &World) {
+    world.serve_at(STUB, |mut stream| {
+        let mut len = [0; 2];
+        while stream.read_exact(&mut len).is_ok() {
+            let mut query = vec![0; usize::from(u16::from_be_bytes(len))];
+            stream.read_exact(&mut query).unwrap();
+            let answer = answer(&query, true);
+            stream.write_all(&(answer.len() as u16).to_be_bytes()).unwrap();
+            stream.write_all(&answer).unwrap();
+        }
+    });
+    let socket = world.host.within(|| UdpSocket::bind(STUB)).unwrap();
+    std::thread::spawn(move || {
+        let mut buf = [0; 2048];
+        while let Ok((len, from)) = socket.recv_from(&mut buf) {
+            let _ = socket.send_to(&answer(&buf[..len], false), from);
+        }
+    });
+}
+
+fn world(resolvers: Vec<SocketAddr>) -> World {
+    World::new(NatConfig { resolvers: Resolvers::Fixed(resolvers), ..NatConfig::default() })
+}
+
+fn dig(world: &World, arguments: &[&str]) -> String {
+    let common = ["@10.0.2.3", "+tries=1", "+time=15"];
+    world.guest.run("dig", &[&common[..], arguments].concat())
+}
+
+#[test]
+fn queries_are_answered_by_a_resolver_on_the_host_s_loopback() {
+    let world = world(vec![STUB]);
+    resolve(&world);
+    for arguments in [&["+short", "deb.test"][..], &["+short", "+tcp", "deb.test"]] {
+        assert_eq!(dig(&world, arguments), "192.0.2.0\n");
+    }
+    assert_eq!(world.handle.activity().dns_queries, 1);
+    world.wait_for("flows to be removed", |activity| activity.tcp_flows == 0);
+}
+
+#[test]
+fn an_answer_that_does_not_fit_is_asked_for_again_over_tcp() {
+    let world = world(vec![STUB]);
+    resolve(&world);
+    let text = dig(&world, &["large.test"]);
+    assert!(text.contains("Truncated, retrying in TCP mode"), "{text}");
+    assert!(text.contains("ANSWER: 200"), "{text}");
+}
+
+#[test]
+fn without_a_working_resolver_the_answer_is_servfail_and_comes_at_once() {
+    // No resolver at all, one that refuses, and one that cannot be reached.
+    let unreachable = SocketAddr::from(([198, 51, 100, 1], 53));
+    for resolvers in [vec![], vec![STUB], vec![unreachable]] {
+        let world = world(resolvers);
+        let start = Instant::now();
+        let text = dig(&world, &["deb.test"]);
+        assert!(text.contains("status: SERVFAIL"), "{text}");
+        assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
+    }
+}
+
+#[test]
+fn the_next_resolver_is_asked_where_the_first_refuses_or_is_silent() {
+    let refusing = SocketAddr::from(([127, 0, 0, 2], 53));
+    let silent = SocketAddr::from(([127, 0, 0, 3], 53));
+    let world = world(vec![refusing, silent, STUB]);
+    resolve(&world);
+    let _silence = world.host.within(move || UdpSocket::bind(silent)).unwrap();
+    assert_eq!(dig(&world, &["+short", "deb.test"]), "192.0.2.0\n");
+    assert_eq!(dig(&world, &["+short", "+tcp", "deb.test"]), "192.0.2.0\n");
+}

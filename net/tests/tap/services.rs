@@ -1,0 +1,165 @@
+//! DHCP, ARP, ICMP and forwards, as programs of the guest see them.
+
+use std::collections::HashMap;
+use std::fs;
+use std::io::{self, Read, Write};
+use std::net::Ipv4Addr;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use kvmbake_net::{DropReason, Forward, Lease, NatConfig, Service};
+
+use crate::world::World;
+
+fn named_config() -> NatConfig {
+    NatConfig {
+        mtu: 1400,
+        domain: Some("build.test".into()),
+        hostname: Some("baker".into()),
+        lease: Duration::from_secs(7200),
+        ..NatConfig::default()
+    }
+}
+
+/// Writes a script that a DHCP client calls, which notes its environment and sets the address.
+fn script(dir: &Path, configure: &str) -> (String, std::path::PathBuf) {
+    let log = dir.join("environment");
+    let path = dir.join("script");
+    let text = format!("#!/bin/sh\nexport event=$1\nenv >>{}\n{configure}\n", log.display());
+    fs::write(&path, text).unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+    (path.to_str().unwrap().into(), log)
+}
+
+fn environment(log: &Path) -> HashMap<String, String> {
+    let text = fs::read_to_string(log).unwrap();
+    text.lines()
+        .filter_map(|line| line.split_once('='))
+        .map(|(name, value)| (name.into(), value.into()))
+        .collect()
+}
+
+#[test]
+fn busybox_udhcpc_takes_a_lease_with_every_option() {
+    let dir = tempfile::tempdir().unwrap();
+    let configure = "[ \"$1\" != bound ] || ip addr add $ip/$mask dev $interface";
+    let (script, log) = script(dir.path(), configure);
+    let world = World::without_address(named_config(), true);
+    let options = ["-O", "mtu", "-O", "domain", "-O", "hostname", "-O", "broadcast"];
+    let client = ["udhcpc", "-f", "-q", "-n", "-i", "tap0", "-s", &script];
+    world.guest.run("busybox", &[&client[..], &options].concat());
+    let told = environment(&log);
+    for (name, value) in [
+        ("ip", "10.0.2.15"),
+        ("mask", "24"),
+        ("router", "10.0.2.2"),
+        ("dns", "10.0.2.3"),
+        ("serverid", "10.0.2.2"),
+        ("mtu", "1400"),
+        ("domain", "build.test"),
+        ("hostname", "baker"),
+        ("broadcast", "10.0.2.255"),
+        ("lease", "7200"),
+    ] {
+        assert_eq!(told.get(name).map(String::as_str), Some(value), "{name}");
+    }
+    world.wait_for("a lease", |activity| activity.lease == Lease::Bound);
+    let refused = ["-r", "192.168.7.7"];
+    world.guest.run("busybox", &[&client[..], &refused].concat());
+}
+
+#[test]
+fn isc_dhclient_takes_a_lease_and_releases_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let (script, log) = script(dir.path(), "exit 0");
+    let world = World::without_address(named_config(), true);
+    let file = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+    let (leases, pid, config) = (file("leases"), file("pid"), file("dhclient.conf"));
+    fs::write(&config, "timeout 15;\n").unwrap();
+    fs::write(&leases, "").unwrap();
+    let client = ["-v", "-sf", &script, "-lf", &leases, "-pf", &pid, "-cf", &config];
+    world.guest.run("dhclient", &[&client[..], &["-1", "tap0"]].concat());
+    let told = environment(&log);
+    assert_eq!(told["new_ip_address"], "10.0.2.15");
+    assert_eq!(told["new_routers"], "10.0.2.2");
+    assert_eq!(told["new_domain_name_servers"], "10.0.2.3");
+    world.wait_for("a lease", |activity| activity.lease == Lease::Bound);
+    world.guest.run("dhclient", &[&client[..], &["-x", "tap0"]].concat());
+}
+
+#[test]
+fn the_network_s_own_addresses_answer_pings_and_nobody_else_does() {
+    let world = World::new(NatConfig::default());
+    for address in ["10.0.2.2", "10.0.2.3"] {
+        let ping = ["-c", "3", "-i", "0.01", "-W", "5", "-s", "1400", address];
+        assert!(world.guest.run("ping", &ping).contains(" 0% packet loss"));
+    }
+    for address in ["10.0.2.77", "192.0.2.1"] {
+        let output = world.guest.output("ping", &["-c", "1", "-W", "1", address]);
+        assert!(!output.status.success(), "{address} answers");
+    }
+    world.wait_for("a drop by name", |activity| {
+        activity.dropped(DropReason::UnroutableDestination) == 1
+    });
+}
+
+/// Answers each connection with a page, and hands over what it was asked.
+struct Page(&'static str);
+
+impl Service for Page {
+    fn connect(&self) -> io::Result<UnixStream> {
+        let (ours, theirs) = UnixStream::pair()?;
+        let body = self.0;
+        std::thread::spawn(move || {
+            let mut request = [0; 4096];
+            let _ = (&ours).read(&mut request);
+            let _ =
+                write!(&ours, "HTTP/1.0 200 OK\r\nContent-Length: {}\r\n\r\n{body}", body.len());
+        });
+        Ok(theirs)
+    }
+}
+
+/// Refuses every connection.
+struct Shut;
+
+impl Service for Shut {
+    fn connect(&self) -> io::Result<UnixStream> {
+        Err(io::ErrorKind::ConnectionRefused.into())
+    }
+}
+
+#[test]
+fn forwards_are_answered_by_their_services() {
+    let address = Ipv4Addr::new(10, 0, 2, 100);
+    let forward = |port, target: Arc<dyn Service>| Forward { address, port, target };
+    let world = World::new(NatConfig {
+        forwards: vec![
+            forward(80, Arc::new(Page("bootstrap"))),
+            forward(81, Arc::new(Page("another"))),
+            forward(82, Arc::new(Shut)),
+        ],
+        ..NatConfig::default()
+    });
+    let curl = ["--silent", "--show-error", "--max-time", "20"];
+    for (url, body) in [("http://10.0.2.100/", "bootstrap"), ("http://10.0.2.100:81/", "another")] {
+        assert_eq!(world.guest.run("curl", &[&curl[..], &[url]].concat()), body);
+    }
+    for url in ["http://10.0.2.100:82/", "http://10.0.2.100:83/"] {
+        let output = world.guest.output("curl", &[&curl[..], &[url]].concat());
+        assert_eq!(output.status.code(), Some(7), "{url} is not refused: {output:?}");
+    }
+    world.guest.run("ping", &["-c", "1", "-W", "5", "10.0.2.100"]);
+    world.wait_for("closed flows to be removed", |activity| activity.tcp_flows == 0);
+}
+
+#[test]
+fn ipv6_is_dropped_by_name() {
+    let world = World::new(NatConfig::default());
+    world.wait_for("a router solicitation to be dropped", |activity| {
+        activity.dropped(DropReason::Ipv6) > 0
+    });
+}
