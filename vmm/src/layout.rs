@@ -39,6 +39,10 @@ pub const CMOS: u64 = 0x70;
 pub const I8042_DATA: u64 = 0x60;
 /// Keyboard controller: command and status port.
 pub const I8042_COMMAND: u64 = 0x64;
+/// PCI configuration address port.
+pub const PCI_ADDRESS: u64 = 0xcf8;
+/// PCI configuration data port.
+pub const PCI_DATA: u64 = 0xcfc;
 /// Reset control register.
 pub const RESET_CONTROL: u64 = 0xcf9;
 /// ACPI fixed hardware: PM1a event block (4), PM1a control block (2), PM timer (4) from +8.

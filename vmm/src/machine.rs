@@ -26,10 +26,12 @@ use crate::interrupts::{Doorbells, InterruptLine, MsiRouter};
 use crate::layout;
 use crate::load::linux64::{self, Entry, Image};
 use crate::memory::{self, GuestMemory};
+use crate::pci::{PciRoot, Windows};
 use crate::running::{Parts, Running};
 use crate::vcpu::cpuid::{self, Topology};
 use crate::vcpu::run::Vcpu;
 use crate::vcpu::setup;
+use crate::virtio::VirtioDevice;
 
 /// Smallest memory: below it no distribution's kernel and initrd fit.
 const MINIMUM_MEMORY: u64 = 16 << 20;
@@ -60,6 +62,7 @@ pub struct Machine {
     entry: Option<Entry>,
     msi: MsiRouter,
     doorbells: Doorbells,
+    pci: PciRoot,
     memory: GuestMemory,
 }
 
@@ -94,9 +97,14 @@ impl Machine {
             entry: None,
             msi,
             doorbells: Doorbells::new(vm),
+            pci: PciRoot::new(Windows {
+                low: layout::PCI_WINDOW_32,
+                high: layout::pci_window_64(config.memory),
+            }),
             memory,
         };
         machine.add_fixed_devices()?;
+        machine.add_pci()?;
         Ok(machine)
     }
 
@@ -108,6 +116,15 @@ impl Machine {
     /// Sets the time of day that the guest's clock shows; the host's, when never called.
     pub fn set_clock(&mut self, clock: impl Fn() -> SystemTime + Send + 'static) {
         self.clock = Box::new(clock);
+    }
+
+    /// Puts a virtio device into the next slot of the PCI bus.
+    ///
+    /// # Errors
+    /// [`Error::Device`] when the bus is full, [`Error::Kvm`] when the host refuses interrupts or doorbells.
+    pub fn add_virtio(&mut self, device: Box<dyn VirtioDevice>) -> Result<(), Error> {
+        let doorbells = Arc::new(self.doorbells.clone());
+        self.pci.add_virtio(device, &self.memory, &self.msi, doorbells).map(|_slot| ())
     }
 
     /// Adds a device at the `len` ports from `base`.
@@ -197,6 +214,7 @@ impl Machine {
         if let Some(first) = self.vcpus.first() {
             setup::boot_processor(&first.fd, entry)?;
         }
+        let pci = self.pci;
         Running::start(Parts {
             ports: self.ports,
             mmio: self.mmio,
@@ -206,7 +224,7 @@ impl Machine {
             console_writer: self.console_writer,
             serial: self.serial,
             power: self.power,
-            stop_devices: Box::new(|| ()),
+            stop_devices: Box::new(move || pci.stop()),
         })
     }
 
@@ -224,6 +242,21 @@ impl Machine {
             Arc::new(Mutex::new(Shifted { device: keyboard, by: 4 })),
         )?;
         insert(ports, layout::RESET_CONTROL, 1, Arc::new(Mutex::new(ResetControl::default())))
+    }
+
+    fn add_pci(&mut self) -> Result<(), Error> {
+        // A 4-byte access to the address port passes over the reset control register, which has the byte behind it.
+        insert(&mut self.ports, layout::PCI_ADDRESS, 1, self.pci.address_port())?;
+        insert(&mut self.ports, layout::PCI_DATA, 4, self.pci.data_port())?;
+        let windows = [
+            (layout::ECAM, self.pci.ecam()),
+            (layout::PCI_WINDOW_32, self.pci.low_window()),
+            (layout::pci_window_64(self.config.memory), self.pci.high_window()),
+        ];
+        for (range, device) in windows {
+            insert(&mut self.mmio, range.start, range.end - range.start, device)?;
+        }
+        Ok(())
     }
 }
 
