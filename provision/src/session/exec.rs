@@ -340,3 +340,7 @@ fn signal_text(signal: &Sig) -> String {
         named => format!("{named:?}"),
     }
 }
+
+#[cfg(test)]
+#[path = "exec_tests.rs"]
+mod tests;
