@@ -14,6 +14,7 @@
 //!
 //! [`ErrorKind::OutOfRange`]: crate::ErrorKind::OutOfRange
 
+use std::fmt;
 use std::sync::Arc;
 
 use crate::error::{Error, ErrorKind};
@@ -86,6 +87,15 @@ pub trait Block: Send + Sync {
 
     /// Returns whether writing is refused.
     fn is_read_only(&self) -> bool;
+}
+
+impl fmt::Debug for dyn Block + '_ {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Block")
+            .field("len", &self.len())
+            .field("read_only", &self.is_read_only())
+            .finish_non_exhaustive()
+    }
 }
 
 impl<B: Block + ?Sized> Block for Arc<B> {
