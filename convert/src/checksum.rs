@@ -4,6 +4,7 @@ use std::fmt::Write;
 
 use sha2::Digest;
 
+use crate::buffer::Buffer;
 use crate::error::Error;
 use crate::mapped::ImageFile;
 use crate::output::Cancel;
@@ -19,7 +20,7 @@ pub(crate) fn checksum<D: Digest>(
     advanced: &dyn Fn(u64),
 ) -> Result<String, Error> {
     let mut hasher = D::new();
-    let mut buffer = vec![0; STEP];
+    let mut buffer = Buffer::new(STEP);
     let zeroes = vec![0; STEP];
     let mut at = 0;
     while at < image.len {

@@ -15,6 +15,7 @@ use std::time::Duration;
 
 use kvmbake_disk::{Block, ErrorKind, Extent};
 
+use crate::buffer::Buffer;
 use crate::error::Error;
 use crate::output::Cancel;
 
@@ -33,21 +34,15 @@ const PAGES_PER_UNIT: usize = UNIT / PAGE;
 pub(crate) struct Chunk {
     offset: u64,
     len: usize,
-    data: Box<[u8]>,
+    data: Buffer,
     nonzero: [bool; PAGES],
-    home: Option<Sender<Box<[u8]>>>,
+    home: Option<Sender<Buffer>>,
 }
 
 impl Chunk {
     /// Returns an empty chunk outside any pool.
     pub(crate) fn unpooled() -> Chunk {
-        Chunk {
-            offset: 0,
-            len: 0,
-            data: vec![0; CHUNK].into_boxed_slice(),
-            nonzero: [false; PAGES],
-            home: None,
-        }
+        Chunk { offset: 0, len: 0, data: Buffer::new(CHUNK), nonzero: [false; PAGES], home: None }
     }
 
     /// Returns the place on the disk, a multiple of [`CHUNK`].
@@ -146,8 +141,8 @@ pub(crate) fn is_zero(bytes: &[u8]) -> bool {
 
 /// A bounded supply of chunk buffers.
 pub(crate) struct Pool {
-    home: Sender<Box<[u8]>>,
-    free: Receiver<Box<[u8]>>,
+    home: Sender<Buffer>,
+    free: Receiver<Buffer>,
     left: usize,
 }
 
@@ -167,7 +162,7 @@ impl Pool {
             }
             if self.left > 0 {
                 self.left -= 1;
-                break vec![0; CHUNK].into_boxed_slice();
+                break Buffer::new(CHUNK);
             }
             match self.free.recv_timeout(Duration::from_millis(50)) {
                 Ok(data) => break data,

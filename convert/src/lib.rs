@@ -10,6 +10,7 @@
 //! Left out: compressed and multi-file formats, writing into an existing image.
 #![forbid(unsafe_code)]
 
+mod buffer;
 mod check;
 mod checksum;
 mod chunk;

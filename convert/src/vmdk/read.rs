@@ -42,7 +42,7 @@ pub(crate) fn open(image: ImageFile) -> Result<Opened, Error> {
         ("version", header.version.to_string()),
         ("grain size", (header.grain * SECTOR).to_string()),
         ("cid", descriptor.content_id),
-        ("overhead", (header.overhead * SECTOR).to_string()),
+        ("overhead", header.overhead.saturating_mul(SECTOR).to_string()),
         ("redundant grain directory", (header.redundant_directory != 0).to_string()),
     ];
     Ok(Opened::new(MappedDisk { image, size, map }, details))
