@@ -455,5 +455,4 @@ fn read_udp<'a>(
 }
 
 #[cfg(test)]
-#[path = "nat_tests.rs"]
 mod tests;
