@@ -81,7 +81,7 @@ impl Cache {
     /// Returns the artifact, built by its recipe unless it is there already.
     pub(crate) fn artifact(&self, recipe: &Recipe) -> Result<Artifact, RigError> {
         let key = recipe.key()?;
-        self.make(&recipe.name, &key, |partial| self.cook(recipe, partial))
+        self.make(&recipe.name, &key, |partial, lock| self.cook(recipe, partial, lock))
     }
 
     /// Returns the artifact `name` with `key`, made by `build` in a folder beside and renamed in.
@@ -89,14 +89,14 @@ impl Cache {
         &self,
         name: &str,
         key: &str,
-        build: impl FnOnce(&Path) -> Result<(), RigError>,
+        build: impl FnOnce(&Path, &File) -> Result<(), RigError>,
     ) -> Result<Artifact, RigError> {
         let path = self.root.join(format!("{name}-{}", &key[..16]));
         let artifact = Artifact { path: path.clone(), key: key.to_string() };
         if path.exists() {
             return Ok(artifact);
         }
-        let _lock = self.lock(name)?;
+        let lock = self.lock(name)?;
         if path.exists() {
             return Ok(artifact);
         }
@@ -105,7 +105,7 @@ impl Cache {
         fs::create_dir_all(&partial).map_err(at(&partial))?;
         let start = Instant::now();
         eprintln!("rig: building {name} (cached afterwards) …");
-        build(&partial)?;
+        build(&partial, &lock)?;
         fs::rename(&partial, &path).map_err(at(&path))?;
         eprintln!("rig: built {name} in {:.0} s", start.elapsed().as_secs_f32());
         self.forget(name, Some(&path))?;
@@ -129,21 +129,30 @@ impl Cache {
         Ok(())
     }
 
-    fn cook(&self, recipe: &Recipe, partial: &Path) -> Result<(), RigError> {
+    fn cook(&self, recipe: &Recipe, partial: &Path, lock: &File) -> Result<(), RigError> {
         let script = recipes().join(recipe.script);
         let log_path = self.root.join(format!("{}.log", recipe.name));
         let log = File::create(&log_path).map_err(at(&log_path))?;
+        // Nothing outlives this process, and no mount of a killed script stays behind: a recipe for root runs in mount
+        // and process namespaces of its own. (Through sudo the death signal is lost; the lock below covers that.)
+        let mut words = vec!["setpriv", "--pdeathsig", "KILL"];
         let sudo = recipe.root && !is_root();
-        let mut command = if sudo { Command::new("sudo") } else { Command::new("bash") };
         if sudo {
-            command.arg("bash");
+            words.push("sudo");
         }
+        if recipe.root {
+            words.extend(["unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]);
+        }
+        let mut command = Command::new(words[0]);
+        command.args(&words[1..]).arg("bash");
         // A program of /sbin is on root's PATH only, and mmdebstrap must not see an odd one.
         command
             .env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
             .env("LC_ALL", "C.UTF-8");
         command.arg("-x").arg(&script).args(&recipe.before).arg(partial).args(&recipe.after);
-        command.stdin(Stdio::null());
+        // The script inherits the lock, as its empty standard input: should this process be killed, the next one waits
+        // until the script is gone too.
+        command.stdin(lock.try_clone().map_err(at(partial))?);
         command.stdout(log.try_clone().map_err(at(&log_path))?).stderr(log);
         let status = command
             .status()
@@ -240,15 +249,15 @@ pub(crate) fn last_lines(path: &Path, count: usize) -> String {
     lines[lines.len().saturating_sub(count)..].join("\n")
 }
 
-/// Removes a folder and all in it; as root through sudo where a killed root build left files that are not ours.
+/// Removes a folder and all in it, but never what is mounted in it; as root through sudo where a killed root build left
+/// files that are not ours.
 pub(crate) fn remove(path: &Path) -> Result<(), RigError> {
-    match fs::remove_dir_all(path) {
-        Ok(()) => Ok(()),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
-        Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied && !is_root() => {
-            program_output("sudo", &["rm", "-rf", &path.display().to_string()]).map(drop)
-        }
-        Err(error) => Err(at(path)(error)),
+    let text = path.display().to_string();
+    let words = ["rm", "-rf", "--one-file-system", &text];
+    match program_output(words[0], &words[1..]) {
+        Ok(_) => Ok(()),
+        Err(error) if is_root() => Err(error),
+        Err(_) => program_output("sudo", &words).map(drop),
     }
 }
 
@@ -269,13 +278,13 @@ mod tests {
         let cache = scratch("once");
         let (old, new) = ("0".repeat(64), "1".repeat(64));
         let first = cache
-            .make("thing", &old, |folder| fs::write(folder.join("x"), "old").map_err(at(folder)))
+            .make("thing", &old, |folder, _| fs::write(folder.join("x"), "old").map_err(at(folder)))
             .unwrap();
-        let again = cache.make("thing", &old, |_| panic!("built twice")).unwrap();
+        let again = cache.make("thing", &old, |_, _| panic!("built twice")).unwrap();
         assert_eq!(first.path, again.path);
         fs::create_dir(cache.root().join("thing-other-0000000000000000")).unwrap();
         cache
-            .make("thing", &new, |folder| fs::write(folder.join("x"), "new").map_err(at(folder)))
+            .make("thing", &new, |folder, _| fs::write(folder.join("x"), "new").map_err(at(folder)))
             .unwrap();
         assert!(!first.path.exists());
         assert!(cache.root().join("thing-other-0000000000000000").exists());
@@ -286,10 +295,11 @@ mod tests {
     fn a_failed_build_leaves_nothing_that_looks_finished() {
         let cache = scratch("failed");
         let key = "2".repeat(64);
-        let fail = |_: &Path| Err(RigError::Boot { reason: "no".into(), tail: String::new() });
+        let fail =
+            |_: &Path, _: &File| Err(RigError::Boot { reason: "no".into(), tail: String::new() });
         assert!(cache.make("thing", &key, fail).is_err());
         let made = cache
-            .make("thing", &key, |folder| fs::write(folder.join("x"), "y").map_err(at(folder)))
+            .make("thing", &key, |folder, _| fs::write(folder.join("x"), "y").map_err(at(folder)))
             .unwrap();
         assert_eq!(fs::read_to_string(made.path.join("x")).unwrap(), "y");
         fs::remove_dir_all(cache.root()).unwrap();

@@ -211,7 +211,7 @@ fn snapshot(cache: &Cache, artifacts: &Artifacts) -> Result<PathBuf, RigError> {
             .map_err(at(&artifacts.l1.path))?,
         machine::fingerprint()
     ))?;
-    let made = cache.make("snapshot", &key, |folder| {
+    let made = cache.make("snapshot", &key, |folder, _| {
         let mut machine = Machine::start(artifacts, folder, Start::Cold)?;
         machine.wait_ready(Duration::from_secs(180))?;
         let file = folder.join("state");

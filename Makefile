@@ -1,0 +1,58 @@
+# kvmbake: what a person and CI type. `make demo` and `make test` work from a clean clone on a fresh Debian machine.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := build
+
+CARGO ?= cargo
+TARGET := $(if $(CARGO_TARGET_DIR),$(CARGO_TARGET_DIR),target)
+# rustup's own place, for a shell that has not been started anew since.
+export PATH := $(PATH):$(HOME)/.cargo/bin
+
+RIG := $(CARGO) run --quiet --release --package kvmbake-rig --
+# The root package's test targets that need no guest.
+HOST_TESTS := $(patsubst tests/%.rs,--test %,$(wildcard tests/*.rs))
+
+# Runs a stage and says how long it took.
+define stage
+	@start=$$(date +%s); echo "== $(1)" >&2; $(2); echo "== $(1): $$(($$(date +%s) - start)) s" >&2
+endef
+
+.PHONY: build demo test bench check fmt-check clippy unit guest rig setup cargo clean-rig
+
+build: cargo ## target/release/kvmbake
+	$(CARGO) build --release
+
+demo: setup cargo ## bakes examples/debian.toml into all five formats
+	@tests/rig/demo
+
+test: setup fmt-check clippy unit guest ## everything that CI runs
+
+check: fmt-check clippy unit
+
+fmt-check: cargo
+	$(call stage,format,$(CARGO) fmt --all --check)
+
+clippy: cargo
+	$(call stage,clippy,$(CARGO) clippy --quiet --workspace --all-targets -- -D warnings)
+
+unit: cargo ## unit and tiny-guest tests, on this machine's own /dev/kvm
+	$(call stage,unit tests,$(CARGO) test --workspace --exclude kvmbake && $(CARGO) test --package kvmbake --lib --bins $(HOST_TESTS))
+
+rig: setup cargo ## builds the rig and the base images, or finds them in the cache
+	$(call stage,rig,$(RIG) build > /dev/null)
+
+guest: rig ## the release binary on real images, in the rig
+	$(call stage,guest tests,$(CARGO) test --release --test guest -- --test-threads=1)
+
+bench: rig ## against QEMU/KVM, same run, same base, same seed
+	$(call stage,benchmark,$(CARGO) build --release && $(RIG) bench $(TARGET)/release/kvmbake)
+
+setup:
+	@tests/rig/recipes/setup.sh
+
+cargo:
+	@command -v $(CARGO) > /dev/null || { echo "make: cargo is missing; install Rust 1.95 or newer with rustup (package rustup, or https://rustup.rs)" >&2; exit 1; }
+
+clean-rig: ## forgets what the rig has cached
+	rm -rf "$${XDG_CACHE_HOME:-$$HOME/.cache}/kvmbake-rig"
