@@ -37,7 +37,7 @@ clippy: cargo
 	$(call stage,clippy,$(CARGO) clippy --quiet --workspace --all-targets -- -D warnings)
 
 unit: cargo ## unit and tiny-guest tests, on this machine's own /dev/kvm
-	$(call stage,unit tests,$(CARGO) test --workspace --exclude kvmbake && $(CARGO) test --package kvmbake --lib --bins $(HOST_TESTS))
+	$(call stage,unit tests,$(CARGO) test --workspace --exclude kvmbake; $(CARGO) test --package kvmbake --lib --bins $(HOST_TESTS); $(CARGO) test --package kvmbake --doc)
 
 rig: setup cargo ## builds the rig and the base images, or finds them in the cache
 	$(call stage,rig,$(RIG) build > /dev/null)
@@ -45,8 +45,9 @@ rig: setup cargo ## builds the rig and the base images, or finds them in the cac
 guest: rig ## the release binary on real images, in the rig
 	$(call stage,guest tests,$(CARGO) test --release --test guest -- --test-threads=1)
 
-bench: rig ## against QEMU/KVM, same run, same base, same seed
-	$(call stage,benchmark,$(CARGO) build --release && $(RIG) bench $(TARGET)/release/kvmbake)
+bench: rig ## against QEMU/KVM in the rig; BASE=light or debian-12, ROUNDS=3
+	$(call stage,release build,$(CARGO) build --release)
+	$(call stage,benchmark,$(RIG) run --root --put tests/rig/bench/compare.sh --put $(TARGET)/release/kvmbake -- ./compare.sh $(or $(BASE),light) $(or $(ROUNDS),3))
 
 setup:
 	@tests/rig/recipes/setup.sh

@@ -156,7 +156,7 @@ impl Rig {
         self.judge(&format!("cat > {path} && chown builder:builder {path}"), bytes.into())
     }
 
-    /// Copies a file of L1 to the host; holes are kept.
+    /// Copies a file or folder of L1 to the host; holes are kept.
     pub fn get(&self, remote: &str, local: impl AsRef<Path>) -> Result<(), RigError> {
         let local = local.as_ref();
         let name = format!("get-{}", COUNTER.fetch_add(1, Ordering::Relaxed));
@@ -168,9 +168,14 @@ impl Rig {
         )?;
         let copied = cache::program_output(
             "cp",
-            &["--sparse=always", &shared.display().to_string(), &local.display().to_string()],
+            &[
+                "-rT",
+                "--sparse=always",
+                &shared.display().to_string(),
+                &local.display().to_string(),
+            ],
         );
-        let _ = fs::remove_file(&shared);
+        cache::remove(&shared)?;
         copied.map(drop)
     }
 
