@@ -1,6 +1,7 @@
 //! The network as other threads see it: dialling the guest, and what has been going on.
 
 use std::collections::VecDeque;
+use std::fmt;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
@@ -90,13 +91,24 @@ pub struct Activity {
     pub udp_flows: usize,
     /// DNS queries since the start.
     pub dns_queries: u64,
-    dropped: [u64; DropReason::ALL.len()],
+    dropped: Drops,
+}
+
+/// Counts of dropped frames, by reason.
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+struct Drops([u64; DropReason::ALL.len()]);
+
+impl fmt::Debug for Drops {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let counts = DropReason::ALL.iter().zip(self.0);
+        f.debug_map().entries(counts.filter(|(_, count)| *count > 0)).finish()
+    }
 }
 
 impl Activity {
     /// Returns how many frames have been dropped for one reason.
     pub fn dropped(&self, reason: DropReason) -> u64 {
-        self.dropped[reason as usize]
+        self.dropped.0[reason as usize]
     }
 
     /// Iterates over the reasons that frames have been dropped for, with their counts.
@@ -106,7 +118,7 @@ impl Activity {
     }
 
     pub(crate) fn count_drop(&mut self, reason: DropReason) {
-        self.dropped[reason as usize] += 1;
+        self.dropped.0[reason as usize] += 1;
     }
 
     /// Returns how far the guest's network has come when it does not answer.

@@ -240,6 +240,7 @@ impl Nat {
             Outcome::Unchanged => return Ok(()),
         };
         if self.activity.lease != lease {
+            tracing::debug!(?lease, address = %self.config.guest, "DHCP");
             self.activity.lease = lease;
             self.activity.lease_since = Some(self.now);
         }
@@ -397,7 +398,9 @@ impl Link for Nat {
         self.activity.driver_up = accepted != GuestOffloads::default();
         if !self.activity.driver_up {
             // A device reset: the guest has forgotten its flows and its address.
-            self.tcp.clear();
+            let dials = self.tcp.clear();
+            self.waiting.extend(dials);
+            self.next_arp = self.micros();
             self.activity.lease = Lease::None;
             self.activity.lease_since = None;
             self.activity.address_seen = None;

@@ -34,6 +34,9 @@ impl ResolverList {
             let modified = fs::metadata(path).and_then(|m| m.modified()).ok();
             if modified.is_none() || modified != self.modified {
                 self.servers = read(path);
+                if modified != self.modified {
+                    tracing::debug!(path = %path.display(), servers = ?self.servers, "resolvers");
+                }
                 self.modified = modified;
             }
         }

@@ -151,11 +151,28 @@ impl TcpFlows {
         self.engine = Engine::new(self.mtu, guest, self.seed);
     }
 
-    /// Ends every flow without a word to the guest, which has forgotten them all.
-    pub(crate) fn clear(&mut self) {
+    /// Ends every flow without a word to the guest, which has forgotten them all, and returns the
+    /// dials that were being made.
+    pub(crate) fn clear(&mut self) -> Vec<Ticket> {
         let slots: Vec<Slot> = self.flows.iter().map(|(slot, _)| slot).collect();
+        let mut tickets = Vec::new();
         for slot in slots {
+            tickets.extend(self.take_ticket(slot));
             self.remove(slot);
+        }
+        tickets
+    }
+
+    /// Takes a flow's dial from it, so that its end is not the dial's.
+    fn take_ticket(&mut self, slot: Slot) -> Option<Ticket> {
+        let flow = self.flows.get_mut(slot)?;
+        if !matches!(flow.stage, Stage::Dialling { .. }) {
+            return None;
+        }
+        self.dialling -= 1;
+        match std::mem::replace(&mut flow.stage, Stage::Open) {
+            Stage::Dialling { ticket, .. } => Some(ticket),
+            Stage::Connecting { .. } | Stage::Open => None,
         }
     }
 
@@ -232,6 +249,7 @@ impl TcpFlows {
         let (host, connect) = match opened {
             Ok(opened) => opened,
             Err(error) => {
+                tracing::debug!(to = %key.remote, port = key.remote_port, %error, "no TCP flow");
                 match Failure::of(&error) {
                     Failure::Refused => self.reset(packet, around),
                     Failure::Unreachable(why) => {
@@ -243,7 +261,8 @@ impl TcpFlows {
             }
         };
         let token = Token::Tcp(self.flows.next_slot());
-        if around.poller.watch(host.as_fd(), token).is_err() {
+        if let Err(error) = around.poller.watch(host.as_fd(), token) {
+            tracing::warn!(%error, "cannot watch a socket");
             return Err(DropReason::HostError);
         }
         let stage = Stage::Connecting { syn: header.seq, others };
@@ -462,10 +481,11 @@ impl TcpFlows {
                 Err(DialError::Host { message: error.to_string() })
             }
         };
-        let stage = std::mem::replace(&mut flow.stage, Stage::Open);
-        flow.open();
-        self.dialling -= 1;
-        if let Stage::Dialling { ticket, .. } = stage {
+        let ticket = self.take_ticket(slot);
+        if let Some(flow) = self.flows.get_mut(slot) {
+            flow.open();
+        }
+        if let Some(ticket) = ticket {
             self.last_dial = Some((ticket.port, DialOutcome::Connected));
             ticket.answer(result);
         }
@@ -510,10 +530,9 @@ impl TcpFlows {
             if let Stage::Dialling { since, .. } = &flow.stage
                 && since + REDIAL <= around.now
             {
-                let stage = std::mem::replace(&mut flow.stage, Stage::Open);
-                self.dialling -= 1;
+                let ticket = self.take_ticket(slot);
                 self.remove(slot);
-                if let Stage::Dialling { ticket, .. } = stage {
+                if let Some(ticket) = ticket {
                     self.dial(ticket, gateway, around);
                 }
                 continue;

@@ -61,7 +61,7 @@ fn a_guest_that_gets_its_address_late_is_waited_for() {
     greet(&world.guest);
     std::thread::scope(|scope| {
         let dialling = scope.spawn(|| converse(&world, PATIENCE));
-        std::thread::sleep(Duration::from_millis(600));
+        world.wait_for("the guest to be looked for", |activity| activity.frames_to_guest > 1);
         world.configure_guest();
         dialling.join().unwrap();
     });
@@ -89,11 +89,12 @@ fn silence_is_explained_by_how_far_the_guest_has_come() {
 fn a_firewall_that_opens_late_is_waited_for() {
     let world = World::new(NatConfig::default());
     greet(&world.guest);
+    world.guest.run("ping", &["-c", "1", "-W", "5", "10.0.2.2"]);
     world.guest.run("ip", &["route", "add", "blackhole", "10.0.2.2/32"]);
     world.guest.run("ip", &["addr", "flush", "dev", "tap0"]);
     std::thread::scope(|scope| {
         let dialling = scope.spawn(|| converse(&world, PATIENCE));
-        std::thread::sleep(Duration::from_millis(1500));
+        world.wait_for("a second SYN", |activity| activity.tcp_flows_total > 1);
         world.guest.run("ip", &["route", "del", "blackhole", "10.0.2.2/32"]);
         world.configure_guest();
         dialling.join().unwrap();
@@ -105,7 +106,7 @@ fn a_dial_ends_when_the_network_does() {
     let world = World::without_address(NatConfig::default(), true);
     let handle = world.handle.clone();
     let dialling = std::thread::spawn(move || handle.dial(PORT, PATIENCE).unwrap_err());
-    std::thread::sleep(Duration::from_millis(100));
+    world.wait_for("the guest to be looked for", |activity| activity.frames_to_guest > 0);
     let handle = world.handle.clone();
     drop(world);
     assert_eq!(dialling.join().unwrap(), DialError::Closed);

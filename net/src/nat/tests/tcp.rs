@@ -228,6 +228,24 @@ fn a_dial_looks_for_the_guest_then_connects_and_tells_the_caller() {
 }
 
 #[test]
+fn a_dial_outlives_a_device_reset() {
+    let mut bench = Bench::new(|_| {});
+    bench.push(&arp(1, GUEST, GUEST)).unwrap();
+    let handle = bench.handle.clone();
+    let dialling = thread::spawn(move || handle.dial(22, Duration::from_secs(20)));
+    assert_eq!(bench.wait().segment().flags, SYN);
+    bench.nat.set_guest_offloads(GuestOffloads::default());
+    let ask = bench.wait();
+    assert_eq!(ask.bytes[38..42], GUEST.octets());
+    bench.push(&arp(2, GUEST, GATEWAY)).unwrap();
+    let syn = bench.wait().segment();
+    let ack = syn.seq.wrapping_add(1);
+    bench.push(&segment((GUEST, 22), syn.src, SYN | ACK, 100, ack, &[])).unwrap();
+    bench.nat.poll(bench.now);
+    dialling.join().unwrap().unwrap();
+}
+
+#[test]
 fn a_dial_is_refused_when_the_guest_refuses() {
     let mut bench = Bench::new(|_| {});
     bench.push(&arp(1, GUEST, GUEST)).unwrap();
