@@ -43,68 +43,83 @@ enum Candidate {
 /// [`BootError`] says what was looked at and what was wrong with it.
 pub fn discover(disk: Arc<dyn Block>, overrides: &BootOverrides) -> Result<Kernel, BootError> {
     let volumes = Volumes::open(&disk).map_err(BootError::Disk)?;
+    // With both given there is nothing to look for in the image.
     let complete = overrides.kernel.is_some() && overrides.cmdline.is_some();
-    let found = if complete { None } else { Some(find(&volumes, overrides.entry.as_deref())) };
+    let found = (!complete).then(|| find(&volumes, overrides.entry.as_deref()));
     let mut origin = Vec::new();
 
-    let (image, found) = match (&overrides.kernel, found) {
+    let (file, name, found) = match (&overrides.kernel, found) {
         (Some(source), found) => {
             let name = describe(source);
             origin.push(format!("kernel {name}"));
-            let file = read_source(&volumes, source, MAX_KERNEL, "the boot override")?;
-            (parse_kernel(file, &name)?, found)
+            (read_source(&volumes, source, MAX_KERNEL)?, name, found)
         }
         (None, Some(found)) => {
             let found = found?;
             let kernel = kernel_of(&found)?;
             origin.push(format!("{}, by {}", kernel.path, found.origin));
             let file = read_image(&volumes, kernel, MAX_KERNEL, &found.origin)?;
-            (parse_kernel(file, &kernel.path)?, Some(Ok(found)))
+            (file, kernel.path.clone(), Some(Ok(found)))
         }
         (None, None) => return Err(BootError::NothingFound { looked: volumes.describe() }),
     };
+    // The kernel is unpacked while the initrd is read.
+    let (image, initrd) = std::thread::scope(|scope| {
+        let image = scope.spawn(move || KernelImage::parse(file));
+        let initrd = read_initrd(&volumes, overrides, found.as_ref(), &mut origin);
+        (image.join(), initrd)
+    });
+    let image = image
+        .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        .map_err(|source| BootError::Payload { path: name, source })?;
+    let base = base_cmdline(overrides, found, &mut origin)?;
+    let cmdline = cmdline::complete(&base, overrides.append.as_deref(), overrides.verbose);
+    Ok(Kernel { image, initrd: initrd?, cmdline, origin: origin.join("; ") })
+}
 
-    let initrd = if !overrides.initrd.is_empty() {
+fn read_initrd(
+    volumes: &Volumes,
+    overrides: &BootOverrides,
+    found: Option<&Result<Found, BootError>>,
+    origin: &mut Vec<String>,
+) -> Result<Option<Vec<u8>>, BootError> {
+    if !overrides.initrd.is_empty() {
         let names: Vec<String> = overrides.initrd.iter().map(describe).collect();
         origin.push(format!("initrd {}", names.join(" + ")));
-        join(
-            overrides
-                .initrd
-                .iter()
-                .map(|source| read_source(&volumes, source, MAX_INITRD, "the boot override")),
-        )?
-    } else if let (None, Some(Ok(found))) = (&overrides.kernel, &found) {
-        join(
-            found
-                .outcome
-                .initrds
-                .iter()
-                .map(|location| read_image(&volumes, location, MAX_INITRD, &found.origin)),
-        )?
-    } else {
-        origin.push("no initrd".into());
-        None
-    };
+        let files = overrides.initrd.iter();
+        return join(files.map(|source| read_source(volumes, source, MAX_INITRD)));
+    }
+    // An initrd of the image belongs to the image's kernel.
+    if let (None, Some(Ok(found))) = (&overrides.kernel, found) {
+        let files = found.outcome.initrds.iter();
+        return join(files.map(|file| read_image(volumes, file, MAX_INITRD, &found.origin)));
+    }
+    origin.push("no initrd".into());
+    Ok(None)
+}
 
-    let base = match (&overrides.cmdline, found) {
+fn base_cmdline(
+    overrides: &BootOverrides,
+    found: Option<Result<Found, BootError>>,
+    origin: &mut Vec<String>,
+) -> Result<String, BootError> {
+    match (&overrides.cmdline, found) {
         (Some(cmdline), _) => {
             origin.push("command line as given".into());
-            cmdline.clone()
+            Ok(cmdline.clone())
         }
         (None, Some(Ok(found))) => {
             if overrides.kernel.is_some() {
                 origin.push(format!("command line of {}", found.origin));
             }
-            found.outcome.cmdline
+            Ok(found.outcome.cmdline)
         }
         (None, Some(Err(reason))) => {
             let kernel = overrides.kernel.as_ref().map(describe).unwrap_or_default();
-            return Err(BootError::NoCommandLine { kernel, reason: reason.to_string() });
+            Err(BootError::NoCommandLine { kernel, reason: reason.to_string() })
         }
-        (None, None) => String::new(),
-    };
-    let cmdline = cmdline::complete(&base, overrides.append.as_deref(), overrides.verbose);
-    Ok(Kernel { image, initrd, cmdline, origin: origin.join("; ") })
+        (None, None) => Ok(String::new()),
+    }
 }
 
 /// Finds the boot entry: the first configuration that leads to a kernel which is there.
@@ -307,10 +322,6 @@ fn kernel_of(found: &Found) -> Result<&Location, BootError> {
     })
 }
 
-fn parse_kernel(file: Vec<u8>, path: &str) -> Result<KernelImage, BootError> {
-    KernelImage::parse(file).map_err(|source| BootError::Payload { path: path.into(), source })
-}
-
 fn describe(source: &FileSource) -> String {
     match source {
         FileSource::Host(path) => format!("{} of the host", path.display()),
@@ -318,12 +329,8 @@ fn describe(source: &FileSource) -> String {
     }
 }
 
-fn read_source(
-    volumes: &Volumes,
-    source: &FileSource,
-    limit: u64,
-    named_by: &str,
-) -> Result<Vec<u8>, BootError> {
+fn read_source(volumes: &Volumes, source: &FileSource, limit: u64) -> Result<Vec<u8>, BootError> {
+    let named_by = "the boot override";
     match source {
         FileSource::Host(path) => read_host(path, limit),
         FileSource::Image(path) => {

@@ -8,6 +8,8 @@ pub mod bls;
 pub mod cmdline;
 mod discover;
 mod error;
+#[cfg(test)]
+mod fixture;
 pub mod grub;
 mod kernel;
 pub mod payload;

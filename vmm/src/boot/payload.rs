@@ -245,8 +245,11 @@ fn decompress_lz4(payload: &[u8], limit: u64) -> Result<Vec<u8>, PayloadError> {
         compression,
         source: io::Error::new(io::ErrorKind::InvalidData, reason),
     };
-    let mut output = Vec::with_capacity(payload.len().saturating_mul(4).min(limit as usize));
-    let mut block = vec![0; BLOCK];
+    // The appended size only saves growing the output; zeroed memory is not touched until used.
+    let promised = u32_at(payload, payload.len() - 4) as usize;
+    let most = payload.len().saturating_mul(8).min(limit as usize);
+    let mut output = vec![0; promised.min(most) + BLOCK];
+    let mut filled = 0;
     let mut rest = &payload[4..];
     while rest.len() > 4 {
         let (head, tail) = rest.split_at(4);
@@ -259,14 +262,17 @@ fn decompress_lz4(payload: &[u8], limit: u64) -> Result<Vec<u8>, PayloadError> {
         let Some(input) = tail.get(..length).filter(|input| !input.is_empty()) else {
             return Err(failed(format!("block of {length} bytes, {} are left", tail.len())));
         };
-        let written = lz4_flex::block::decompress_into(input, &mut block)
+        if output.len() - filled < BLOCK {
+            output.resize(filled + 2 * BLOCK, 0);
+        }
+        filled += lz4_flex::block::decompress_into(input, &mut output[filled..filled + BLOCK])
             .map_err(|error| failed(error.to_string()))?;
-        if (output.len() + written) as u64 > limit {
+        if filled as u64 > limit {
             return Err(PayloadError::TooLarge { compression, limit });
         }
-        output.extend_from_slice(&block[..written]);
         rest = &tail[length..];
     }
+    output.truncate(filled);
     Ok(output)
 }
 

@@ -4,26 +4,7 @@ use std::io::Write;
 use std::process::{Command, Stdio};
 
 use super::*;
-
-/// A tiny ELF64 executable with one segment: data that compresses like code does, then zeroes.
-fn elf(size: usize) -> Vec<u8> {
-    let mut elf = vec![0; size];
-    elf[..8].copy_from_slice(b"\x7fELF\x02\x01\x01\0");
-    elf[0x10..0x14].copy_from_slice(&[2, 0, 62, 0]);
-    elf[0x20] = 64;
-    elf[0x36] = 56;
-    elf[0x38] = 1;
-    elf[64] = 1;
-    elf[64 + 8..64 + 16].copy_from_slice(&0x1000u64.to_le_bytes());
-    elf[64 + 32..64 + 40].copy_from_slice(&(size as u64 - 0x1000).to_le_bytes());
-    let mut state = 1u32;
-    for (at, byte) in elf.iter_mut().enumerate().take(1 << 19).skip(0x1000) {
-        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-        // Relative calls now and then, which the x86 BCJ filter rewrites.
-        *byte = if at % 37 == 0 { 0xe8 } else { (state >> 28) as u8 };
-    }
-    elf
-}
+use crate::boot::fixture::vmlinux as elf;
 
 /// A bzImage around `payload`, as arch/x86/boot/header.S lays it out.
 fn bz_image(payload: &[u8]) -> Vec<u8> {

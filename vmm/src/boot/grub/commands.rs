@@ -159,8 +159,9 @@ impl Interpreter<'_> {
                 "-n" | "--no-floppy" | "--efidisk-only" | "--cryptodisk-only" => {}
                 "-s" | "--set" => {
                     // The variable may be left out: then it is `root`, and the name follows.
-                    let named =
-                        rest.len() > 1 && rest.peek().is_some_and(|next| !next.starts_with('-'));
+                    let words = rest.clone().filter(|next| !next.starts_with('-')).count();
+                    let next = rest.peek().is_some_and(|next| !next.starts_with('-'));
+                    let named = next && (wanted.is_some() || words > 1);
                     variable = if named { rest.next().cloned() } else { Some("root".into()) };
                 }
                 "-h" | "--hint" => drop(rest.next()),

@@ -78,13 +78,18 @@ impl<'a> Interpreter<'a> {
     /// # Errors
     /// [`ScriptError`] when it is no script or goes beyond a bound.
     pub fn start(&mut self, file: &Location) -> Result<(), ScriptError> {
+        self.place(file)?;
+        self.run_file(file).map(drop)
+    }
+
+    /// Sets the variables that follow from where the configuration is.
+    pub(super) fn place(&mut self, file: &Location) -> Result<(), ScriptError> {
         let device = self.volumes.get(file.volume).device();
         let folder = file.path.rsplit_once('/').map_or("", |(folder, _)| folder);
         self.set("root", &device)?;
         self.set("boot", &device)?;
         self.set("prefix", &format!("({device}){folder}"))?;
-        self.set("cmdpath", &format!("({device}){folder}"))?;
-        self.run_file(file).map(drop)
+        self.set("cmdpath", &format!("({device}){folder}"))
     }
 
     /// Returns the entries of the menu as it is now.
@@ -143,20 +148,25 @@ impl<'a> Interpreter<'a> {
 
     /// Reads and runs a file.
     pub(super) fn run_file(&mut self, file: &Location) -> Result<Flow, ScriptError> {
-        let place = self.volumes.get(file.volume).name();
-        let text = match self.volumes.read(file, MAX_FILE) {
-            Ok(text) => text,
+        match self.volumes.read(file, MAX_FILE) {
+            Ok(text) => self.run_text(file, &String::from_utf8_lossy(&text)),
             Err(error) => {
+                let place = self.volumes.get(file.volume).name();
                 self.problem(format!("{error} ({place})"));
-                return Ok(Flow::Done(false));
+                Ok(Flow::Done(false))
             }
-        };
-        let device = self.volumes.get(file.volume).device();
+        }
+    }
+
+    /// Runs the text of a file.
+    pub(super) fn run_text(&mut self, file: &Location, text: &str) -> Result<Flow, ScriptError> {
+        let volume = self.volumes.get(file.volume);
+        let name = format!("{} on {}", file.path, volume.name());
+        let device = volume.device();
         let folder = file.path.rsplit_once('/').map_or("", |(folder, _)| folder);
         self.set("config_file", &format!("({device}){}", file.path))?;
         self.set("config_directory", &format!("({device}){folder}"))?;
-        let name = format!("{} on {place}", file.path);
-        let body = parse(&name, &String::from_utf8_lossy(&text))?;
+        let body = parse(&name, text)?;
         self.nested(|this| this.run(&body))
     }
 
