@@ -26,14 +26,15 @@ esac
 packages=("$kernel" initramfs-tools zstd grub-cloud-amd64 openssh-server sudo iproute2 kmod e2fsprogs procps "${extra[@]}")
 
 mmdebstrap --mode=root --variant=minbase --quiet \
-    --aptopt='APT::Install-Recommends "false"' --aptopt='Acquire::Languages "none"' \
+    --dpkgopt=force-unsafe-io --aptopt='APT::Install-Recommends "false"' --aptopt='Acquire::Languages "none"' \
     --dpkgopt='path-exclude=/usr/share/doc/*' --dpkgopt='path-exclude=/usr/share/man/*' \
     --dpkgopt='path-exclude=/usr/share/info/*' --dpkgopt='path-exclude=/usr/share/locale/*' \
     --include="$(IFS=,; echo "${packages[*]}")" \
     bookworm "$tree" "deb $mirror bookworm main" "deb $mirror bookworm-updates main" \
     "deb http://deb.debian.org/debian-security bookworm-security main"
 
-# What Debian's image build sets in every image.
+# What this build told apt and dpkg is not for the image; what follows is what Debian's image build sets in every image.
+rm -f "$tree"/etc/apt/apt.conf.d/99mmdebstrap "$tree"/etc/dpkg/dpkg.cfg.d/99mmdebstrap
 echo "UUID=$root_uuid / ext4 rw,discard,errors=remount-ro 0 1" > "$tree/etc/fstab"
 echo localhost > "$tree/etc/hostname"
 printf '127.0.0.1 localhost\n::1 localhost ip6-localhost ip6-loopback\n' > "$tree/etc/hosts"

@@ -19,11 +19,12 @@ if [ "$codename" = bookworm ]; then
           --setup-hook='mkdir -p "$1/etc/apt/preferences.d"; printf "Package: qemu-* seabios ovmf libbrlapi*\nPin: release n=bookworm-backports\nPin-Priority: 600\n" > "$1/etc/apt/preferences.d/rig"')
 fi
 packages=(linux-image-amd64 kmod busybox-static iproute2 tcpdump openssh-server openssh-client procps util-linux
-    qemu-system-x86 qemu-utils ovmf seabios 7zip fdisk e2fsprogs dosfstools mtools curl iperf3
+    qemu-system-x86 qemu-utils ovmf seabios p7zip-full fdisk gdisk e2fsprogs dosfstools mtools curl iperf3
     python3-minimal strace netcat-openbsd socat file bzip2 xz-utils zstd time psmisc)
 
-mmdebstrap --mode=root --variant=minbase --quiet \
-    --aptopt='APT::Install-Recommends "false"' --aptopt='Acquire::Languages "none"' \
+# L1's initramfs is made below; INITRD=No keeps Debian's from being made.
+INITRD=No mmdebstrap --mode=root --variant=minbase --quiet \
+    --dpkgopt=force-unsafe-io --aptopt='APT::Install-Recommends "false"' --aptopt='Acquire::Languages "none"' \
     --dpkgopt='path-exclude=/usr/share/doc/*' --dpkgopt='path-exclude=/usr/share/man/*' \
     --dpkgopt='path-exclude=/usr/share/locale/*' --dpkgopt='path-exclude=/usr/share/info/*' \
     --include="$(IFS=,; echo "${packages[*]}")" "${pins[@]}" \
