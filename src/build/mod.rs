@@ -20,7 +20,7 @@ use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
 use kvmbake_convert::Target;
-use kvmbake_disk::{Block, Counted, MemoryBlock};
+use kvmbake_disk::{Block, Counted, MemoryBlock, Volatile};
 use kvmbake_provision::key::BuildKey;
 use kvmbake_provision::seed::NoCloud;
 use tokio::task::JoinHandle;
@@ -147,6 +147,9 @@ impl Build<'_> {
         let overlay =
             kvmbake_disk::create_overlay(&path, Arc::clone(&self.plan.base), self.plan.virtual_size)
                 .map_err(|error| Error::input("Cannot create the build's overlay").because(&error))?;
+        // What a guest flushes need not outlive this process: a dead build's overlay is thrown away,
+        // and the images are made durable on their own.
+        let overlay = Arc::new(Volatile(overlay)) as Arc<dyn Block>;
         let detail = format!("{}, {}", self.plan.base_format, Size(self.plan.virtual_size));
         Ok(((Arc::new(Counted::new(overlay)), digest), detail))
     }
