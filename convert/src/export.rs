@@ -29,8 +29,14 @@ use crate::progress::{Progress, Stage};
 
 /// Chunk buffers in flight: 16 MiB.
 const POOL: usize = 16;
-/// Chunks waiting for one writer.
-const QUEUE: usize = 8;
+/// Chunks that are passed on together: handing over costs two context switches, and where the
+/// processors are busy a wait for each.
+const BATCH: usize = 4;
+/// Batches waiting for one writer.
+const QUEUE: usize = POOL / BATCH;
+
+/// Chunks in order, shared by all writers.
+type Batch = Arc<Vec<Chunk>>;
 
 /// An image to write.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -213,16 +219,16 @@ fn write(
     let (hashed, written) = thread::scope(|scope| {
         let mut queues = Vec::new();
         let hasher = hash.then(|| {
-            let (queue, chunks) = sync_channel(QUEUE);
+            let (queue, batches) = sync_channel(QUEUE);
             queues.push(queue);
-            scope.spawn(move || hash_chunks(&chunks))
+            scope.spawn(move || hash_chunks(&batches))
         });
         let writers: Vec<_> = images
             .into_iter()
             .map(|image| {
-                let (queue, chunks) = sync_channel(QUEUE);
+                let (queue, batches) = sync_channel(QUEUE);
                 queues.push(queue);
-                scope.spawn(move || image.encode(&chunks, cancel).inspect_err(|_| cancel.fail()))
+                scope.spawn(move || image.encode(&batches, cancel).inspect_err(|_| cancel.fail()))
             })
             .collect();
         let read = read(source, queues, progress, cancel).inspect_err(|_| cancel.fail());
@@ -262,42 +268,54 @@ fn joined<T>(handle: thread::ScopedJoinHandle<'_, T>) -> T {
 /// Sends every chunk to every queue. The queues close when this returns.
 fn read(
     source: &dyn Block,
-    queues: Vec<SyncSender<Arc<Chunk>>>,
+    queues: Vec<SyncSender<Batch>>,
     progress: &dyn Progress,
     cancel: Cancel<'_>,
 ) -> Result<(), Error> {
     let mut pool = Pool::new(POOL);
     let mut scanner = Scanner::new(source, source.len());
     loop {
-        let mut chunk = pool.take(cancel)?;
-        if !scanner.read(&mut chunk, cancel)? {
-            return Ok(());
+        let mut batch = Vec::with_capacity(BATCH);
+        while batch.len() < BATCH {
+            let mut chunk = pool.take(cancel)?;
+            if !scanner.read(&mut chunk, cancel)? {
+                break;
+            }
+            batch.push(chunk);
         }
-        let len = chunk.data_len();
-        let chunk = Arc::new(chunk);
+        let is_last = batch.len() < BATCH;
+        let len = batch.iter().map(Chunk::data_len).sum();
+        let batch = Arc::new(batch);
         for queue in &queues {
             // A queue closes early only when its thread failed, and that thread says why.
-            queue.send(Arc::clone(&chunk)).map_err(|_| Error::Cancelled)?;
+            queue.send(Arc::clone(&batch)).map_err(|_| Error::Cancelled)?;
         }
         progress.advanced(len);
+        if is_last {
+            return Ok(());
+        }
     }
 }
 
-fn hash_chunks(chunks: &Receiver<Arc<Chunk>>) -> (ContentHasher, u64) {
+fn hash_chunks(batches: &Receiver<Batch>) -> (ContentHasher, u64) {
     let mut hasher = ContentHasher::new();
     let mut data = 0;
-    for chunk in chunks {
-        hasher.update(&chunk);
-        data += chunk.data_len();
+    for batch in batches {
+        for chunk in batch.iter() {
+            hasher.update(chunk);
+            data += chunk.data_len();
+        }
     }
     (hasher, data)
 }
 
 impl Image {
-    fn encode(mut self, chunks: &Receiver<Arc<Chunk>>, cancel: Cancel<'_>) -> Result<Image, Error> {
-        for chunk in chunks {
-            cancel.check()?;
-            self.encoder.write(&chunk, &self.output)?;
+    fn encode(mut self, batches: &Receiver<Batch>, cancel: Cancel<'_>) -> Result<Image, Error> {
+        for batch in batches {
+            for chunk in batch.iter() {
+                cancel.check()?;
+                self.encoder.write(chunk, &self.output)?;
+            }
         }
         Ok(self)
     }
