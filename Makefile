@@ -43,6 +43,7 @@ rig: setup cargo ## builds the rig and the base images, or finds them in the cac
 	$(call stage,rig,$(RIG) build > /dev/null)
 
 guest: rig ## the release binary on real images, in the rig
+	$(call stage,rig tests,$(CARGO) test --release --package kvmbake-rig --test l1 -- --test-threads=1)
 	$(call stage,guest tests,$(CARGO) test --release --test guest -- --test-threads=1)
 
 bench: rig ## against QEMU/KVM in the rig; BASE=light or debian-12, ROUNDS=3

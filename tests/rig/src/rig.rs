@@ -128,7 +128,10 @@ impl Rig {
     /// Makes a new folder on the scratch disk for a test, owned by `builder`, and returns its path.
     pub fn folder(&self, name: &str) -> Result<String, RigError> {
         let path = format!("/work/{name}-{}", COUNTER.fetch_add(1, Ordering::Relaxed));
-        self.judge(&format!("install -d -o builder -g builder {path}"), vec![])?;
+        self.judge(
+            &format!("install -d -o builder -g builder {}", crate::session::quote(&path)),
+            vec![],
+        )?;
         Ok(path)
     }
 
@@ -163,7 +166,9 @@ impl Rig {
         let shared = self.instance.folder.join("share").join(&name);
         let remote = crate::session::quote(remote);
         self.judge(
-            &format!("cp --sparse=always {remote} /share/{name} && chmod 644 /share/{name}"),
+            &format!(
+                "cp -r --sparse=always {remote} /share/{name} && chmod -R u=rwX,go=rX /share/{name}"
+            ),
             vec![],
         )?;
         let copied = cache::program_output(

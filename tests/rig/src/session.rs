@@ -268,6 +268,10 @@ impl<'a> RemoteCommand<'a> {
         let id = COUNTER.fetch_add(1, Ordering::Relaxed);
         let pid_file = format!("/tmp/.rig-{}-{id}", self.user.name());
         let mut line = format!("echo $$ > {pid_file}; ");
+        if self.pty {
+            // Without a terminal on this side, ssh asks for one in which no key means anything.
+            line.push_str("stty sane rows 24 cols 80; ");
+        }
         if let Some(folder) = &self.folder {
             line.push_str(&format!("cd {} || exit 126; ", quote(folder)));
         }
