@@ -9,31 +9,27 @@
 //! socket and its buffers; a *ready* flow may have segments for the guest. Only flows in a queue, or
 //! whose timer is due, cost anything.
 
+mod accept;
+mod dialling;
 mod engine;
 mod flow;
 
 use std::collections::{HashMap, VecDeque};
-use std::io;
-use std::net::{Ipv4Addr, SocketAddr};
-use std::os::fd::AsFd;
-use std::os::unix::net::UnixStream;
-
-use smoltcp::socket::tcp::State;
-use smoltcp::wire::{IpAddress, IpListenEndpoint};
+use std::net::Ipv4Addr;
 
 use crate::config::Limits;
 use crate::dial::{DialError, Ticket};
 use crate::dns::Dns;
 use crate::handle::DialOutcome;
-use crate::host::poller::{Event, Poller, Token};
-use crate::host::socket::{Connect, Socket};
+use crate::host::poller::{Event, Poller};
 use crate::link::{DropReason, GuestOffloads, Pulled};
 use crate::outbox::Outbox;
-use crate::policy::{Policy, Route};
+use crate::policy::Policy;
 use crate::slab::{Slab, Slot};
 use crate::timers::{Micros, Timers};
-use crate::wire::{be16, be32, icmp, ipv4};
+use crate::wire::{be16, be32, ipv4};
 
+use dialling::EPHEMERAL;
 use engine::Engine;
 use flow::{Flow, Key, Stage};
 
@@ -46,11 +42,12 @@ const ACK: u8 = 0x10;
 /// Bytes of one buffer: as much as pays, and as little as works.
 const MAX_BUFFER: usize = 256 << 10;
 const MIN_BUFFER: usize = 16 << 10;
+/// The most flows whatever the configuration says: fewer than there are ports to dial from.
+const MAX_FLOWS: usize = 16_000;
 /// How long a dial's SYN has before it is sent anew.
 const REDIAL: Micros = 1_000_000;
 /// The least time to a timer, so that none can spin.
 const TICK: Micros = 1_000;
-const EPHEMERAL: std::ops::RangeInclusive<u16> = 49_152..=65_535;
 
 /// What opening and serving flows needs from the rest of the network.
 pub(crate) struct Surroundings<'a> {
@@ -119,7 +116,7 @@ impl TcpFlows {
             timers: Timers::default(),
             touched: VecDeque::new(),
             ready: VecDeque::new(),
-            limits,
+            limits: Limits { tcp_flows: limits.tcp_flows.min(MAX_FLOWS), ..limits },
             mtu,
             seed,
             connecting: 0,
@@ -163,19 +160,6 @@ impl TcpFlows {
         tickets
     }
 
-    /// Takes a flow's dial from it, so that its end is not the dial's.
-    fn take_ticket(&mut self, slot: Slot) -> Option<Ticket> {
-        let flow = self.flows.get_mut(slot)?;
-        if !matches!(flow.stage, Stage::Dialling { .. }) {
-            return None;
-        }
-        self.dialling -= 1;
-        match std::mem::replace(&mut flow.stage, Stage::Open) {
-            Stage::Dialling { ticket, .. } => Some(ticket),
-            Stage::Connecting { .. } | Stage::Open => None,
-        }
-    }
-
     /// Takes a segment from the guest; `trusted` skips its checksum.
     pub(crate) fn push(
         &mut self,
@@ -211,78 +195,6 @@ impl TcpFlows {
     fn reset(&mut self, packet: &ipv4::Packet<'_>, around: &mut Surroundings<'_>) {
         // Without room the guest sends again and is reset then.
         let _ = self.engine.push(packet.bytes, None, around.outbox, around.now);
-    }
-
-    /// Opens a flow for a SYN from the guest.
-    fn accept(
-        &mut self,
-        packet: &ipv4::Packet<'_>,
-        header: &Header,
-        key: Key,
-        around: &mut Surroundings<'_>,
-    ) -> Result<(), DropReason> {
-        let route = match around.policy.tcp(key.remote, key.remote_port) {
-            Ok(route) => route,
-            Err(reason) => {
-                if reason == DropReason::Denied {
-                    self.reset(packet, around);
-                }
-                return Err(reason);
-            }
-        };
-        if self.flows.len() >= self.limits.tcp_flows
-            || self.connecting >= self.limits.tcp_connecting
-        {
-            return Err(DropReason::NoRoom);
-        }
-        let mut others = Vec::new();
-        let opened = match route {
-            Route::Service(service) => {
-                service.connect().and_then(Socket::try_from).map(|socket| (socket, Connect::Done))
-            }
-            Route::Host(address) => Socket::connect_tcp(address),
-            Route::Resolver => {
-                others = around.dns.resolvers().iter().rev().copied().collect();
-                connect_any(&mut others)
-            }
-        };
-        let (host, connect) = match opened {
-            Ok(opened) => opened,
-            Err(error) => {
-                tracing::debug!(to = %key.remote, port = key.remote_port, %error, "no TCP flow");
-                match Failure::of(&error) {
-                    Failure::Refused => self.reset(packet, around),
-                    Failure::Unreachable(why) => {
-                        unreachable(around.outbox, &key, header.seq, why);
-                    }
-                    Failure::Silent => {}
-                }
-                return Err(DropReason::HostError);
-            }
-        };
-        let token = Token::Tcp(self.flows.next_slot());
-        if let Err(error) = around.poller.watch(host.as_fd(), token) {
-            tracing::warn!(%error, "cannot watch a socket");
-            return Err(DropReason::HostError);
-        }
-        let stage = Stage::Connecting { syn: header.seq, others };
-        let mut flow = Flow::new(key, stage, Some(host), self.buffer());
-        let socket = flow.socket();
-        socket.pause_synack(true);
-        let endpoint =
-            IpListenEndpoint { addr: Some(IpAddress::Ipv4(key.remote)), port: key.remote_port };
-        if socket.listen(endpoint).is_err() {
-            return Err(DropReason::BadTcp);
-        }
-        let sockets = Some(&mut flow.sockets);
-        self.engine.push(packet.bytes, sockets, around.outbox, around.now)?;
-        match connect {
-            Connect::Done => flow.open(),
-            Connect::InProgress => self.connecting += 1,
-        }
-        let slot = self.insert(flow);
-        self.touch(slot);
-        Ok(())
     }
 
     /// Returns the size of one buffer of a new flow: an eighth of what the budget has left.
@@ -356,91 +268,6 @@ impl TcpFlows {
         self.touch(slot);
     }
 
-    /// Deals with the end of a connection attempt of the host's.
-    fn connected(&mut self, slot: Slot, around: &mut Surroundings<'_>) {
-        let Some(flow) = self.flows.get_mut(slot) else {
-            return;
-        };
-        let Stage::Connecting { syn, others } = &mut flow.stage else {
-            return;
-        };
-        let syn = *syn;
-        let mut result = match &flow.host {
-            Some(host) => host.take_error(),
-            None => Err(io::ErrorKind::NotConnected.into()),
-        };
-        if result.is_err() && !others.is_empty() {
-            // Closing the failed socket ends its watch, so the new one takes its token over.
-            result = connect_any(others).and_then(|(host, connect)| {
-                around.poller.watch(host.as_fd(), Token::Tcp(slot))?;
-                flow.host = Some(host);
-                match connect {
-                    Connect::Done => Ok(()),
-                    Connect::InProgress => Err(io::ErrorKind::WouldBlock.into()),
-                }
-            });
-        }
-        match result {
-            Ok(()) => {
-                flow.open();
-                self.connecting -= 1;
-            }
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-            Err(error) => match Failure::of(&error) {
-                Failure::Refused => flow.socket().abort(),
-                Failure::Unreachable(why) => {
-                    let key = flow.key;
-                    unreachable(around.outbox, &key, syn, why);
-                    self.remove(slot);
-                }
-                Failure::Silent => self.remove(slot),
-            },
-        }
-    }
-
-    /// Starts to connect to the guest for a dial.
-    pub(crate) fn dial(&mut self, ticket: Ticket, gateway: Ipv4Addr, around: &Surroundings<'_>) {
-        if self.flows.len() >= self.limits.tcp_flows {
-            ticket.answer(Err(DialError::Busy));
-            return;
-        }
-        let mut key = Key { guest_port: ticket.port, remote: gateway, remote_port: self.next_port };
-        while self.by_key.contains_key(&key) {
-            key.remote_port = next_ephemeral(key.remote_port);
-        }
-        self.next_port = next_ephemeral(key.remote_port);
-        let stage = Stage::Dialling { ticket, since: around.now };
-        let mut flow = Flow::new(key, stage, None, self.buffer());
-        let guest = IpAddress::Ipv4(around.outbox.addresses.guest);
-        let local =
-            IpListenEndpoint { addr: Some(IpAddress::Ipv4(gateway)), port: key.remote_port };
-        let connecting =
-            flow.socket().connect(self.engine.context(), (guest, key.guest_port), local);
-        self.dialling += 1;
-        let slot = self.insert(flow);
-        match connecting {
-            Ok(()) => self.make_ready(slot),
-            // Port 0 alone comes here.
-            Err(_) => self.remove(slot),
-        }
-    }
-
-    /// Lets go of the dials that nobody waits for any more.
-    pub(crate) fn drop_given_up_dials(&mut self) {
-        if self.dialling == 0 {
-            return;
-        }
-        let given_up = |flow: &Flow| match &flow.stage {
-            Stage::Dialling { ticket, .. } => ticket.is_given_up(),
-            _ => false,
-        };
-        let slots: Vec<Slot> =
-            self.flows.iter().filter(|(_, flow)| given_up(flow)).map(|(slot, _)| slot).collect();
-        for slot in slots {
-            self.remove(slot);
-        }
-    }
-
     /// Moves bytes between the host and every touched flow.
     pub(crate) fn pump(&mut self, around: &Surroundings<'_>) {
         while let Some(slot) = self.touched.pop_front() {
@@ -455,39 +282,6 @@ impl TcpFlows {
                 flow.pump();
                 self.make_ready(slot);
             }
-        }
-    }
-
-    /// Hands a dial its stream when the guest has taken the connection.
-    fn dialled(&mut self, slot: Slot, poller: &Poller) {
-        let Some(flow) = self.flows.get_mut(slot) else {
-            return;
-        };
-        if matches!(flow.socket().state(), State::SynSent | State::SynReceived | State::Closed) {
-            return;
-        }
-        let made = UnixStream::pair().and_then(|(ours, theirs)| {
-            let ours = Socket::try_from(ours)?;
-            poller.watch(ours.as_fd(), Token::Tcp(slot))?;
-            Ok((ours, theirs))
-        });
-        let result = match made {
-            Ok((ours, theirs)) => {
-                flow.host = Some(ours);
-                Ok(theirs)
-            }
-            Err(error) => {
-                flow.socket().abort();
-                Err(DialError::Host { message: error.to_string() })
-            }
-        };
-        let ticket = self.take_ticket(slot);
-        if let Some(flow) = self.flows.get_mut(slot) {
-            flow.open();
-        }
-        if let Some(ticket) = ticket {
-            self.last_dial = Some((ticket.port, DialOutcome::Connected));
-            ticket.answer(result);
         }
     }
 
@@ -544,60 +338,5 @@ impl TcpFlows {
     /// Returns when the next timer is due.
     pub(crate) fn deadline(&self) -> Option<Micros> {
         self.timers.first().map(|(deadline, _)| deadline)
-    }
-}
-
-/// Starts to connect to the last of `addresses` that can be tried at all, removing those tried.
-fn connect_any(addresses: &mut Vec<SocketAddr>) -> io::Result<(Socket, Connect)> {
-    let mut result = Err(io::Error::from_raw_os_error(libc::ECONNREFUSED));
-    while result.is_err()
-        && let Some(address) = addresses.pop()
-    {
-        result = Socket::connect_tcp(address);
-    }
-    result
-}
-
-/// What a failed connection of the host's means for the guest.
-enum Failure {
-    Refused,
-    Unreachable(icmp::Unreachable),
-    Silent,
-}
-
-impl Failure {
-    fn of(error: &io::Error) -> Failure {
-        match (error.kind(), icmp::Unreachable::from_host_error(error)) {
-            (io::ErrorKind::ConnectionRefused | io::ErrorKind::ConnectionReset, _) => {
-                Failure::Refused
-            }
-            (_, Some(why)) => Failure::Unreachable(why),
-            (io::ErrorKind::TimedOut, None) => Failure::Silent,
-            // The host lacks something, or a service does not serve.
-            (_, None) => Failure::Refused,
-        }
-    }
-}
-
-/// Tells the guest that the destination of its SYN cannot be reached.
-fn unreachable(outbox: &mut Outbox, key: &Key, syn: u32, why: icmp::Unreachable) {
-    let mut transport = [0; 8];
-    transport[..2].copy_from_slice(&key.guest_port.to_be_bytes());
-    transport[2..4].copy_from_slice(&key.remote_port.to_be_bytes());
-    transport[4..].copy_from_slice(&syn.to_be_bytes());
-    let quote = icmp::Quote {
-        src: outbox.addresses.guest,
-        dst: key.remote,
-        protocol: ipv4::TCP,
-        transport,
-    };
-    // Without room the guest's SYN comes again.
-    let _ = outbox.queue_unreachable(key.remote, why, &quote);
-}
-
-fn next_ephemeral(port: u16) -> u16 {
-    match port.checked_add(1) {
-        Some(next) if EPHEMERAL.contains(&next) => next,
-        _ => *EPHEMERAL.start(),
     }
 }
