@@ -16,7 +16,8 @@ use super::wiring::{DoorbellBus, VectorSource};
 use super::{PciFunction, config};
 use crate::bus::{Action, BusDevice, SharedDevice};
 use crate::error::Error;
-use crate::virtio::{GuestMemory, VirtioDevice, transport::VirtioFunction};
+use crate::memory::GuestMemory;
+use crate::virtio::{VirtioDevice, transport::VirtioFunction};
 
 /// Slots of the bus, the host bridge's included.
 pub const SLOTS: usize = 32;

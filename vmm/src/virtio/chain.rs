@@ -7,7 +7,7 @@
 use virtio_queue::DescriptorChain;
 use vm_memory::{Bytes, GuestAddress};
 
-use super::GuestMemory;
+use crate::memory::GuestMemory;
 
 /// Most segments in one chain. Drivers stay within the queue size, and no queue is larger.
 pub const MAX_SEGMENTS: usize = 1024;

@@ -12,7 +12,8 @@ use virtio_queue::QueueState;
 use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use super::{Activation, GuestMemory, Signals, VirtioDevice, Virtqueue, feature};
+use super::{Activation, Signals, VirtioDevice, Virtqueue, feature};
+use crate::memory::GuestMemory;
 use crate::pci::wiring::fake::FakeVector;
 
 pub const NEXT: u16 = VRING_DESC_F_NEXT as u16;

@@ -33,9 +33,6 @@ pub use virtio_queue::QueueState;
 
 use std::sync::Arc;
 
-/// The guest's memory as the devices use it.
-pub type GuestMemory = vm_memory::GuestMemoryMmap<()>;
-
 /// A virtio device, apart from how the guest reaches it.
 ///
 /// Calls come from one thread at a time. What the guest chooses (offsets, values, anything in its

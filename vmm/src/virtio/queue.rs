@@ -14,9 +14,10 @@ use virtio_queue::{Error as RingError, Queue, QueueOwnedT, QueueState, QueueT};
 use vm_memory::{Address, Bytes, GuestAddress};
 use vmm_sys_util::eventfd::EventFd;
 
+use super::ActivateError;
 use super::chain::{Chain, MalformedChain};
 use super::signals::Signals;
-use super::{ActivateError, GuestMemory};
+use crate::memory::GuestMemory;
 
 /// A ring that can no longer be served: the driver has broken it.
 #[derive(Debug, thiserror::Error)]

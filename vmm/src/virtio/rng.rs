@@ -102,7 +102,7 @@ impl Server<'_> {
             }
             let fds = [wait::fd(self.queue.kick()), wait::fd(stop.event())];
             if let Err(error) = wait::readable(fds, None) {
-                tracing::error!(%error, "cannot wait for the entropy queue");
+                self.queue.signals().needs_reset(error);
                 return Ok(());
             }
         }

@@ -79,7 +79,7 @@ impl Signals {
         }
         let suppressed = std::mem::take(&mut complaints.suppressed);
         complaints.last = Some(Instant::now());
-        tracing::warn!(device = self.name, suppressed, "guest driver is at fault: {reason}");
+        tracing::warn!(device = self.name, suppressed, "virtio device is in trouble: {reason}");
     }
 
     /// Returns the device status register.

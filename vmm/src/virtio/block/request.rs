@@ -11,7 +11,7 @@ use virtio_bindings::virtio_blk::{
 };
 
 use super::{MAX_RANGE_SECTORS, MAX_RANGES, SECTOR};
-use crate::virtio::GuestMemory;
+use crate::memory::GuestMemory;
 use crate::virtio::chain::{Chain, Cursor, NotMemory, total};
 
 const HEADER_LEN: u64 = 16;

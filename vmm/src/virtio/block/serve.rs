@@ -7,10 +7,11 @@ use kvmbake_disk::{Error as DiskError, ErrorKind};
 
 use super::request::{self, Parsed, Request, Status};
 use super::{BOUNCE, Disk};
+use crate::memory::GuestMemory;
 use crate::virtio::chain::{Chain, Cursor, Segment};
 use crate::virtio::queue::{Popped, QueueFault, Virtqueue};
+use crate::virtio::wait;
 use crate::virtio::worker::{Progress, Stop};
-use crate::virtio::{GuestMemory, wait};
 
 /// Completed requests that are enough for an interrupt.
 const BATCH_REQUESTS: u32 = 8;
@@ -59,7 +60,7 @@ impl Server<'_> {
             }
             let fds = [wait::fd(self.queue.kick()), wait::fd(stop.event())];
             if let Err(error) = wait::readable(fds, None) {
-                tracing::error!(%error, "cannot wait for a block queue");
+                self.queue.signals().needs_reset(error);
                 return Ok(());
             }
         }

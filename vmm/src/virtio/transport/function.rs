@@ -8,10 +8,11 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use super::common::{self, Common, Effect};
 use super::layout;
 use crate::error::Error;
+use crate::memory::GuestMemory;
 use crate::pci::config::{Bar, ConfigSpace, Identity};
 use crate::pci::{DoorbellBus, Msix, PciFunction, VectorSource};
 use crate::virtio::signals::Signals;
-use crate::virtio::{ActivateError, Activation, GuestMemory, VirtioDevice, Virtqueue, wait};
+use crate::virtio::{ActivateError, Activation, VirtioDevice, Virtqueue, wait};
 
 /// Vendor of every virtio device.
 const VENDOR: u16 = 0x1af4;

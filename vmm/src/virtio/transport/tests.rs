@@ -6,12 +6,11 @@ use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
 use vm_memory::{Bytes, GuestAddress};
 
 use crate::bus::{Action, SharedDevice};
+use crate::memory::GuestMemory;
 use crate::pci::wiring::fake::{FakeDoorbells, FakeVectors};
 use crate::pci::{PciRoot, Windows};
 use crate::virtio::driver::{DATA, Dice, Ring, into, memory};
-use crate::virtio::{
-    ActivateError, Activation, GuestMemory, QueueState, RngDevice, VirtioDevice, feature,
-};
+use crate::virtio::{ActivateError, Activation, QueueState, RngDevice, VirtioDevice, feature};
 
 const BAR: u64 = 0xc000_0000;
 const CONFIG: u64 = 8 << 12;
