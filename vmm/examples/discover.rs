@@ -25,7 +25,10 @@ fn main() -> ExitCode {
     let elapsed = start.elapsed();
     println!("origin   {}", kernel.origin);
     println!("version  {}", kernel.image.version.as_deref().unwrap_or("unknown"));
-    println!("kernel   {} bytes of ELF, was {}", kernel.image.elf.len(), kernel.image.compression);
+    if let Err(error) = kernel.image.verify() {
+        return fail(&error);
+    }
+    println!("kernel   {:?}", kernel.image);
     println!("initrd   {} bytes", kernel.initrd.as_ref().map_or(0, Vec::len));
     println!("cmdline  {}", kernel.cmdline);
     println!("time     {} ms", elapsed.as_millis());

@@ -174,8 +174,7 @@ impl Machine {
     /// [`Error::Load`] when something is malformed or does not fit.
     pub fn load(&mut self, kernel: &Kernel) -> Result<(), Error> {
         self.load_image(&Image {
-            elf: &kernel.image.elf,
-            setup_header: kernel.image.setup_header.as_deref(),
+            kernel: &kernel.image,
             initrd: kernel.initrd.as_deref(),
             cmdline: &kernel.cmdline,
         })

@@ -2,10 +2,11 @@
 
 use std::fs;
 
+use kvmbake_vmm::boot::KernelImage;
 use kvmbake_vmm::{Exit, Image, Machine, MachineConfig};
 
 /// `jmp $` behind an ELF64 header with one segment at 0x100000.
-fn spinning_elf() -> Vec<u8> {
+fn spinning_kernel() -> KernelImage {
     let mut file = vec![0u8; 122];
     file[..7].copy_from_slice(&[0x7f, b'E', b'L', b'F', 2, 1, 1]);
     let mut put = |at: usize, bytes: &[u8]| file[at..at + bytes.len()].copy_from_slice(bytes);
@@ -22,7 +23,7 @@ fn spinning_elf() -> Vec<u8> {
     put(96, &2u64.to_le_bytes());
     put(104, &2u64.to_le_bytes());
     put(120, &[0xeb, 0xfe]);
-    file
+    KernelImage::parse(file).unwrap()
 }
 
 fn count(folder: &str) -> usize {
@@ -37,7 +38,7 @@ fn loaded() -> Machine {
     let mut machine = machine();
     machine.set_console(Box::new(std::io::sink()));
     machine
-        .load_image(&Image { elf: &spinning_elf(), setup_header: None, initrd: None, cmdline: "" })
+        .load_image(&Image { kernel: &spinning_kernel(), initrd: None, cmdline: "" })
         .unwrap();
     machine
 }

@@ -63,15 +63,9 @@ pub fn discover(disk: Arc<dyn Block>, overrides: &BootOverrides) -> Result<Kerne
         }
         (None, None) => return Err(BootError::NothingFound { looked: volumes.describe() }),
     };
-    // The kernel is unpacked while the initrd is read.
-    let (image, initrd) = std::thread::scope(|scope| {
-        let image = scope.spawn(move || KernelImage::parse(file));
-        let initrd = read_initrd(&volumes, overrides, found.as_ref(), &mut origin);
-        (image.join(), initrd)
-    });
-    let image = image
-        .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-        .map_err(|source| BootError::Payload { path: name, source })?;
+    let image =
+        KernelImage::parse(file).map_err(|source| BootError::Payload { path: name, source })?;
+    let initrd = read_initrd(&volumes, overrides, found.as_ref(), &mut origin);
     let base = base_cmdline(overrides, found, &mut origin)?;
     let cmdline = cmdline::complete(&base, overrides.append.as_deref(), overrides.verbose);
     Ok(Kernel { image, initrd: initrd?, cmdline, origin: origin.join("; ") })

@@ -38,7 +38,13 @@ fn debian(kernel: &[u8]) -> Arc<dyn Block> {
 fn debian_gives_kernel_initrd_and_command_line() {
     let vmlinux = vmlinux(0x3000);
     let kernel = discover(debian(&vmlinux), &defaults()).unwrap();
-    assert!(kernel.image.elf == vmlinux);
+    let mut unpacked = Vec::new();
+    let mut take = |bytes: &[u8]| {
+        unpacked.extend_from_slice(bytes);
+        Ok(())
+    };
+    kernel.image.unpack(&mut take).unwrap();
+    assert!(unpacked == vmlinux);
     assert_eq!(kernel.initrd.unwrap(), b"an initrd");
     assert_eq!(
         kernel.cmdline,

@@ -1,7 +1,8 @@
-//! What a direct boot needs: the kernel as an ELF file, its initrd, and its command line.
+//! What a direct boot needs: the kernel, its initrd, and its command line.
 //!
 //! Loading it into a guest is `load`'s work; finding it in an image is [`super::discover`]'s.
 
+use std::ops::Range;
 use std::path::PathBuf;
 
 /// Everything the machine loads to boot Linux without firmware.
@@ -17,12 +18,14 @@ pub struct Kernel {
     pub origin: String,
 }
 
-/// A kernel as an uncompressed ELF file; made by [`KernelImage::parse`].
+/// A kernel file, made by [`KernelImage::parse`]. It stays compressed until it is loaded, so that
+/// its tens of megabytes are unpacked straight into the guest.
 #[derive(Clone)]
 pub struct KernelImage {
-    /// An ELF64 executable for x86-64. Bytes behind its last segment (the relocations that
-    /// the bzImage build appends) may follow.
-    pub elf: Vec<u8>,
+    /// The kernel file as it lies in the image.
+    pub(super) file: Vec<u8>,
+    /// The part of it that decompresses to an ELF64 executable for x86-64.
+    pub(super) payload: Range<usize>,
     /// The bzImage's setup header: the file's bytes from offset 0x1f1 to the header's end, to be
     /// copied to the same offset of `boot_params`. `None` where the file was a plain `vmlinux`.
     pub setup_header: Option<Vec<u8>>,
@@ -79,7 +82,7 @@ impl std::fmt::Debug for Kernel {
 impl std::fmt::Debug for KernelImage {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("KernelImage")
-            .field("elf_bytes", &self.elf.len())
+            .field("file_bytes", &self.file.len())
             .field("compression", &self.compression)
             .field("version", &self.version)
             .finish_non_exhaustive()

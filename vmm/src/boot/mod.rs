@@ -7,6 +7,7 @@
 pub mod bls;
 pub mod cmdline;
 mod discover;
+pub mod elf;
 mod error;
 #[cfg(test)]
 mod fixture;

@@ -9,11 +9,15 @@
 //! taken as hostile: lengths are checked against the file and the output is bounded.
 
 use std::io::{self, Read};
+use std::ops::Range;
 
+use super::elf::{ElfStream, Loaded};
 use super::kernel::{Compression, KernelImage};
 
 /// The most that a payload may decompress to.
 pub const MAX_ELF: u64 = 1 << 30;
+/// How much of a payload is handed over at a time.
+const PIECE: usize = 256 << 10;
 /// The memory an xz or lzma decoder may take; kernels are packed with dictionaries of up to 128 MiB.
 const DECODER_MEMORY: u64 = 256 << 20;
 
@@ -51,6 +55,9 @@ pub enum PayloadError {
         /// What the decompressor said.
         source: io::Error,
     },
+    /// The kernel's place in memory is not the guest's to give.
+    #[error("Kernel does not fit the guest's memory: {0}")]
+    NoRoom(String),
     /// The payload decompresses to more than [`MAX_ELF`].
     #[error("Kernel's {compression} payload decompresses to more than {limit} bytes")]
     TooLarge {
@@ -62,19 +69,16 @@ pub enum PayloadError {
 }
 
 impl KernelImage {
-    /// Parses a kernel file: a bzImage, whose payload is decompressed, or an ELF `vmlinux`.
+    /// Reads a kernel file's headers: those of a bzImage, or an ELF `vmlinux`.
     ///
     /// # Errors
-    /// Whatever keeps the file from being an x86-64 kernel; see [`PayloadError`].
+    /// Whatever keeps the file from being an x86-64 kernel, as far as it shows before
+    /// [`KernelImage::unpack`]; see [`PayloadError`].
     pub fn parse(file: Vec<u8>) -> Result<KernelImage, PayloadError> {
         if file.starts_with(b"\x7fELF") {
-            check_elf(&file)?;
-            return Ok(KernelImage {
-                elf: file,
-                setup_header: None,
-                compression: Compression::None,
-                version: None,
-            });
+            let payload = 0..file.len();
+            let compression = Compression::None;
+            return Ok(KernelImage { file, payload, setup_header: None, compression, version: None });
         }
         if file.get(..8) == Some(b"MZ\0\0zimg") {
             return Err(PayloadError::Unsupported(
@@ -83,12 +87,43 @@ impl KernelImage {
         }
         let setup = Setup::parse(&file)?;
         let payload = setup.payload(&file)?;
-        let compression = compression_of(payload)?;
-        let elf = decompress(compression, payload, MAX_ELF)?;
-        check_elf(&elf)?;
+        let compression = compression_of(&file[payload.clone()])?;
         let version = setup.version_string(&file);
         let setup_header = Some(file[SETUP_SECTS..setup.header_end].to_vec());
-        Ok(KernelImage { elf, setup_header, compression, version })
+        Ok(KernelImage { file, payload, setup_header, compression, version })
+    }
+
+    /// Decompresses the kernel and hands its ELF file to `take`, piece by piece.
+    ///
+    /// # Errors
+    /// The payload is damaged or too large, or `take` refuses a piece.
+    pub fn unpack(
+        &self,
+        take: &mut dyn FnMut(&[u8]) -> Result<(), PayloadError>,
+    ) -> Result<(), PayloadError> {
+        decompress(self.compression, &self.file[self.payload.clone()], MAX_ELF, take)
+    }
+
+    /// Decompresses the kernel, hands the bytes of its segments to `place`, each with its physical
+    /// address, and returns where the kernel is entered and where it ends.
+    ///
+    /// # Errors
+    /// It is no x86-64 kernel that can be entered, or `place` refuses bytes.
+    pub fn load(
+        &self,
+        place: impl FnMut(u64, &[u8]) -> Result<(), PayloadError>,
+    ) -> Result<Loaded, PayloadError> {
+        let mut stream = ElfStream::new(place);
+        self.unpack(&mut |bytes| stream.take(bytes))?;
+        stream.finish()
+    }
+
+    /// Checks the whole kernel without loading it.
+    ///
+    /// # Errors
+    /// Those of [`KernelImage::load`].
+    pub fn verify(&self) -> Result<(), PayloadError> {
+        self.load(|_, _| Ok(())).map(drop)
     }
 }
 
@@ -151,7 +186,7 @@ impl Setup {
         })
     }
 
-    fn payload<'a>(&self, file: &'a [u8]) -> Result<&'a [u8], PayloadError> {
+    fn payload(&self, file: &[u8]) -> Result<Range<usize>, PayloadError> {
         let start = self.code as u64 + u64::from(self.payload_offset);
         let end = start + u64::from(self.payload_length);
         if self.payload_length == 0 || end > file.len() as u64 {
@@ -160,7 +195,7 @@ impl Setup {
                 file.len()
             )));
         }
-        Ok(&file[start as usize..end as usize])
+        Ok(start as usize..end as usize)
     }
 
     fn version_string(&self, file: &[u8]) -> Option<String> {
@@ -200,7 +235,7 @@ fn compression_of(payload: &[u8]) -> Result<Compression, PayloadError> {
     )))
 }
 
-/// Decompresses `payload` to at most `limit` bytes.
+/// Decompresses `payload` to at most `limit` bytes, given to `take` in pieces.
 ///
 /// Kernels append the uncompressed size to every format but gzip; the decoders stop at their own
 /// end mark and never see it.
@@ -208,12 +243,13 @@ fn decompress(
     compression: Compression,
     payload: &[u8],
     limit: u64,
-) -> Result<Vec<u8>, PayloadError> {
+    take: &mut dyn FnMut(&[u8]) -> Result<(), PayloadError>,
+) -> Result<(), PayloadError> {
     let failed = |source| PayloadError::Decompress { compression, source };
     let lzma = |stream: Result<liblzma::stream::Stream, liblzma::stream::Error>| {
         Ok(liblzma::read::XzDecoder::new_stream(payload, stream.map_err(io::Error::from)?))
     };
-    let reader: Box<dyn Read + '_> = match compression {
+    let mut reader: Box<dyn Read + '_> = match compression {
         Compression::None => Box::new(payload),
         Compression::Gzip => Box::new(flate2::read::GzDecoder::new(payload)),
         Compression::Bzip2 => Box::new(bzip2::read::BzDecoder::new(payload)),
@@ -226,30 +262,40 @@ fn decompress(
         Compression::Lzma => Box::new(
             lzma(liblzma::stream::Stream::new_lzma_decoder(DECODER_MEMORY)).map_err(failed)?,
         ),
-        Compression::Lz4 => return decompress_lz4(payload, limit),
+        Compression::Lz4 => return decompress_lz4(payload, limit, take),
     };
-    let mut output = Vec::with_capacity(payload.len().saturating_mul(4).min(limit as usize));
-    reader.take(limit + 1).read_to_end(&mut output).map_err(failed)?;
-    if output.len() as u64 > limit {
-        return Err(PayloadError::TooLarge { compression, limit });
+    let mut buffer = vec![0; PIECE];
+    let mut total = 0;
+    loop {
+        let read = match reader.read(&mut buffer) {
+            Ok(0) => return Ok(()),
+            Ok(read) => read,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            Err(error) => return Err(failed(error)),
+        };
+        total += read as u64;
+        if total > limit {
+            return Err(PayloadError::TooLarge { compression, limit });
+        }
+        take(&buffer[..read])?;
     }
-    Ok(output)
 }
 
 /// Decompresses lz4's legacy frame: a magic number, then blocks of at most 8 MiB of output, each
 /// with its compressed length before it. A rest of four bytes is the size that the kernel appends.
-fn decompress_lz4(payload: &[u8], limit: u64) -> Result<Vec<u8>, PayloadError> {
+fn decompress_lz4(
+    payload: &[u8],
+    limit: u64,
+    take: &mut dyn FnMut(&[u8]) -> Result<(), PayloadError>,
+) -> Result<(), PayloadError> {
     const BLOCK: usize = 8 << 20;
     let compression = Compression::Lz4;
     let failed = |reason: String| PayloadError::Decompress {
         compression,
         source: io::Error::new(io::ErrorKind::InvalidData, reason),
     };
-    // The appended size only saves growing the output; zeroed memory is not touched until used.
-    let promised = u32_at(payload, payload.len() - 4) as usize;
-    let most = payload.len().saturating_mul(8).min(limit as usize);
-    let mut output = vec![0; promised.min(most) + BLOCK];
-    let mut filled = 0;
+    let mut block = vec![0; BLOCK];
+    let mut total = 0;
     let mut rest = &payload[4..];
     while rest.len() > 4 {
         let (head, tail) = rest.split_at(4);
@@ -262,79 +308,28 @@ fn decompress_lz4(payload: &[u8], limit: u64) -> Result<Vec<u8>, PayloadError> {
         let Some(input) = tail.get(..length).filter(|input| !input.is_empty()) else {
             return Err(failed(format!("block of {length} bytes, {} are left", tail.len())));
         };
-        if output.len() - filled < BLOCK {
-            output.resize(filled + 2 * BLOCK, 0);
-        }
-        filled += lz4_flex::block::decompress_into(input, &mut output[filled..filled + BLOCK])
+        let filled = lz4_flex::block::decompress_into(input, &mut block)
             .map_err(|error| failed(error.to_string()))?;
-        if filled as u64 > limit {
+        total += filled as u64;
+        if total > limit {
             return Err(PayloadError::TooLarge { compression, limit });
         }
+        take(&block[..filled])?;
         rest = &tail[length..];
-    }
-    output.truncate(filled);
-    Ok(output)
-}
-
-/// Checks that the file is an ELF64 executable for x86-64 whose segments lie inside it.
-fn check_elf(elf: &[u8]) -> Result<(), PayloadError> {
-    if elf.len() < 64 || !elf.starts_with(b"\x7fELF") {
-        return Err(PayloadError::Damaged("the payload is no ELF file".into()));
-    }
-    let unsupported = |what: &str| Err(PayloadError::Unsupported(what.into()));
-    let machine = u16_at(elf, 0x12);
-    if elf[4] != 2 {
-        return unsupported("a 32-bit ELF file");
-    }
-    if elf[5] != 1 || machine != 62 {
-        return unsupported(&format!("an ELF file for machine {machine}, not x86-64 (62)"));
-    }
-    match u16_at(elf, 0x10) {
-        2 => {}
-        1 => return unsupported("a relocatable object, not a linked kernel"),
-        3 => return unsupported("a position-independent ELF file, not a linked kernel"),
-        other => return unsupported(&format!("an ELF file of type {other}, not an executable")),
-    }
-    let table = u64_at(elf, 0x20);
-    let (size, count) = (u64::from(u16_at(elf, 0x36)), u64::from(u16_at(elf, 0x38)));
-    let table_end = table.checked_add(size * count);
-    if size < 56 || count == 0 || table_end.is_none_or(|end| end > elf.len() as u64) {
-        return Err(PayloadError::Damaged(format!(
-            "{count} program headers at {table:#x} in an ELF file of {:#x} bytes",
-            elf.len()
-        )));
-    }
-    let mut loads = 0;
-    for index in 0..count {
-        let header = &elf[(table + index * size) as usize..][..56];
-        if u32_at(header, 0) != 1 {
-            continue;
-        }
-        loads += 1;
-        let (offset, length) = (u64_at(header, 8), u64_at(header, 32));
-        if offset.checked_add(length).is_none_or(|end| end > elf.len() as u64) {
-            return Err(PayloadError::Damaged(format!(
-                "segment {index} has {length:#x} bytes at {offset:#x} in an ELF file of {:#x}",
-                elf.len()
-            )));
-        }
-    }
-    if loads == 0 {
-        return Err(PayloadError::Damaged("the ELF file has nothing to load".into()));
     }
     Ok(())
 }
 
 /// Reads a little-endian number; the caller has checked the length.
-fn u16_at(bytes: &[u8], at: usize) -> u16 {
+pub(super) fn u16_at(bytes: &[u8], at: usize) -> u16 {
     u16::from_le_bytes([bytes[at], bytes[at + 1]])
 }
 
-fn u32_at(bytes: &[u8], at: usize) -> u32 {
+pub(super) fn u32_at(bytes: &[u8], at: usize) -> u32 {
     u32::from(u16_at(bytes, at)) | u32::from(u16_at(bytes, at + 2)) << 16
 }
 
-fn u64_at(bytes: &[u8], at: usize) -> u64 {
+pub(super) fn u64_at(bytes: &[u8], at: usize) -> u64 {
     u64::from(u32_at(bytes, at)) | u64::from(u32_at(bytes, at + 4)) << 32
 }
 

@@ -4,12 +4,10 @@
 //! where its program headers want it, the initrd as high as the kernel allows, everything else in conventional memory.
 //! Decompressing a bzImage is [`crate::boot`]'s work. See Linux, Documentation/arch/x86/boot.rst and zero-page.rst.
 
-use std::io::Cursor;
-
 use linux_loader::bootparam::{boot_e820_entry, boot_params, setup_header};
-use linux_loader::loader::{Elf, KernelLoader};
 use vm_memory::{ByteValued, Bytes, GuestAddress};
 
+use crate::boot::{KernelImage, PayloadError};
 use crate::error::Error;
 use crate::layout;
 use crate::memory::GuestMemory;
@@ -46,10 +44,8 @@ const SEED_LEN: usize = 32;
 /// What is loaded.
 #[derive(Clone, Copy)]
 pub struct Image<'a> {
-    /// The kernel, ELF64.
-    pub elf: &'a [u8],
-    /// The bzImage's setup header from offset 0x1f1, when there was one.
-    pub setup_header: Option<&'a [u8]>,
+    /// The kernel.
+    pub kernel: &'a KernelImage,
     /// The initial RAM disk.
     pub initrd: Option<&'a [u8]>,
     /// The command line without a closing NUL.
@@ -79,14 +75,19 @@ pub fn load(
     rsdp: u64,
     seed: &[u8; SEED_LEN],
 ) -> Result<Entry, Error> {
-    let mut header = header(image.setup_header)?;
-    let kernel = Elf::load(memory, None, &mut Cursor::new(image.elf), None).map_err(|error| {
-        Error::Load(format!("the ELF image does not fit or is malformed: {error}"))
+    let mut header = header(image.kernel.setup_header.as_deref())?;
+    let place = |address, bytes: &[u8]| {
+        let room = memory.write_slice(bytes, GuestAddress(address));
+        room.map_err(|error| PayloadError::NoRoom(error.to_string()))
+    };
+    let kernel = image.kernel.load(place).map_err(|error| {
+        let source = std::error::Error::source(&error).map(|source| format!(": {source}"));
+        Error::Load(format!("{error}{}", source.unwrap_or_default()))
     })?;
     let mut params = boot_params { acpi_rsdp_addr: rsdp, ..Default::default() };
     if let Some(initrd) = image.initrd {
         let address =
-            place_initrd(bytes, kernel.kernel_end, initrd.len() as u64, header.initrd_addr_max)?;
+            place_initrd(bytes, kernel.end, initrd.len() as u64, header.initrd_addr_max)?;
         write(memory, initrd, address)?;
         header.ramdisk_image = address as u32;
         header.ramdisk_size = initrd.len() as u32;
@@ -111,7 +112,7 @@ pub fn load(
     write(memory, page, ZERO_PAGE)?;
     write_page_tables(memory)?;
     write_descriptor_tables(memory)?;
-    Ok(Entry { rip: kernel.kernel_load.0, rsi: ZERO_PAGE, rsp: STACK_TOP })
+    Ok(Entry { rip: kernel.entry, rsi: ZERO_PAGE, rsp: STACK_TOP })
 }
 
 /// The guest's memory map: RAM around the hole, with the firmware's places reserved.
@@ -278,7 +279,8 @@ mod tests {
     fn nonsense_setup_header_and_elf_are_refused() {
         assert!(header(Some(&[0; 100])).is_err());
         let memory = crate::memory::reserve(1 << 20).unwrap();
-        let image = Image { elf: b"not an ELF", setup_header: None, initrd: None, cmdline: "" };
+        let kernel = KernelImage::parse(b"\x7fELF, and then nothing".to_vec()).unwrap();
+        let image = Image { kernel: &kernel, initrd: None, cmdline: "" };
         assert!(matches!(load(&memory, 1 << 20, &image, 0, &[0; 32]), Err(Error::Load(_))));
     }
 }

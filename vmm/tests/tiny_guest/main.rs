@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, UNIX_EPOCH};
 
 use kvmbake_vmm::bus::{Action, BusDevice};
+use kvmbake_vmm::boot::KernelImage;
 use kvmbake_vmm::{Cause, Error, Exit, Image, Machine, MachineConfig, Running};
 use vmm_sys_util::eventfd::EventFd;
 
@@ -84,8 +85,8 @@ impl Guest {
         let (sender, news) = mpsc::channel();
         let console = Console { written: Arc::default(), news: sender };
         machine.set_console(Box::new(console.clone()));
-        let image =
-            Image { elf: &elf(segments), setup_header: None, initrd: None, cmdline: "tiny" };
+        let kernel = KernelImage::parse(elf(segments)).unwrap();
+        let image = Image { kernel: &kernel, initrd: None, cmdline: "tiny" };
         machine.load_image(&image).unwrap();
         Self { machine, console, news }
     }
