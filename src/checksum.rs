@@ -27,7 +27,8 @@ pub enum Algorithm {
 }
 
 impl Algorithm {
-    const ALL: [Algorithm; 4] = [Algorithm::Md5, Algorithm::Sha1, Algorithm::Sha256, Algorithm::Sha512];
+    const ALL: [Algorithm; 4] =
+        [Algorithm::Md5, Algorithm::Sha1, Algorithm::Sha256, Algorithm::Sha512];
 
     fn name(self) -> &'static str {
         match self {
@@ -67,16 +68,21 @@ impl FromStr for Checksum {
 
     fn from_str(text: &str) -> Result<Self, String> {
         let (name, hex) = text.split_once(':').ok_or_else(|| {
-            format!("`{text}` is no checksum; write the algorithm and the digest, as in \"sha256:…\"")
+            format!(
+                "`{text}` is no checksum; write the algorithm and the digest, as in \"sha256:…\""
+            )
         })?;
-        let algorithm = Algorithm::ALL
-            .into_iter()
-            .find(|algorithm| algorithm.name() == name)
-            .ok_or_else(|| format!("`{name}` is no known algorithm; known are md5, sha1, sha256, sha512"))?;
+        let algorithm =
+            Algorithm::ALL.into_iter().find(|algorithm| algorithm.name() == name).ok_or_else(
+                || format!("`{name}` is no known algorithm; known are md5, sha1, sha256, sha512"),
+            )?;
         let hex = hex.trim().to_ascii_lowercase();
         let digits = algorithm.hex_digits();
         if hex.len() != digits || !hex.bytes().all(|b| b.is_ascii_hexdigit()) {
-            return Err(format!("A {name} digest has {digits} hexadecimal digits, this one has {}", hex.len()));
+            return Err(format!(
+                "A {name} digest has {digits} hexadecimal digits, this one has {}",
+                hex.len()
+            ));
         }
         Ok(Checksum { algorithm, hex })
     }
@@ -86,7 +92,11 @@ impl FromStr for Checksum {
 ///
 /// # Errors
 /// The read error.
-pub fn of_file(path: &Path, algorithm: Algorithm, cancel: &AtomicBool) -> io::Result<Option<Checksum>> {
+pub fn of_file(
+    path: &Path,
+    algorithm: Algorithm,
+    cancel: &AtomicBool,
+) -> io::Result<Option<Checksum>> {
     let file = File::open(path)?;
     let hex = match algorithm {
         Algorithm::Md5 => digest::<Md5>(file, cancel)?,
@@ -130,7 +140,9 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("abc");
         std::fs::write(&path, "abc").unwrap();
-        let of = |algorithm| of_file(&path, algorithm, &AtomicBool::new(false)).unwrap().unwrap().to_string();
+        let of = |algorithm| {
+            of_file(&path, algorithm, &AtomicBool::new(false)).unwrap().unwrap().to_string()
+        };
         assert_eq!(of(Algorithm::Md5), "md5:900150983cd24fb0d6963f7d28e17f72");
         assert_eq!(of(Algorithm::Sha1), "sha1:a9993e364706816aba3e25717850c26c9cd0d89d");
         assert_eq!(

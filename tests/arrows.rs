@@ -29,7 +29,10 @@ fn crates_depend_one_way() {
     for (folder, may_use) in &allowed {
         for dependency in dependencies(&manifest(folder), "dependencies") {
             let inside = dependency.starts_with("kvmbake");
-            assert!(!inside || may_use.contains(&dependency.as_str()), "{folder} must not use {dependency}");
+            assert!(
+                !inside || may_use.contains(&dependency.as_str()),
+                "{folder} must not use {dependency}"
+            );
         }
     }
 }
@@ -52,7 +55,11 @@ fn only_the_machine_knows_kvm_and_only_provisioning_knows_ssh() {
 fn every_member_is_in_the_list() {
     let root = manifest(".");
     let members = root["workspace"]["members"].as_array().unwrap();
-    for member in members.iter().filter_map(toml::Value::as_str).filter(|member| !member.starts_with("tests/")) {
+    for member in members
+        .iter()
+        .filter_map(toml::Value::as_str)
+        .filter(|member| !member.starts_with("tests/"))
+    {
         assert!(ALLOWED.iter().any(|(folder, _)| *folder == member), "{member} has no rule");
     }
 }

@@ -17,12 +17,19 @@ format = "raw"
 "#;
 
 fn kvmbake(folder: &Path, arguments: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_kvmbake")).args(arguments).current_dir(folder).output().unwrap()
+    Command::new(env!("CARGO_BIN_EXE_kvmbake"))
+        .args(arguments)
+        .current_dir(folder)
+        .output()
+        .unwrap()
 }
 
 fn tool(folder: &Path, line: &str) {
     let status = Command::new("sh").args(["-ec", line]).current_dir(folder).status().unwrap();
-    assert!(status.success(), "`{line}` failed; it needs the Debian packages qemu-utils and e2fsprogs");
+    assert!(
+        status.success(),
+        "`{line}` failed; it needs the Debian packages qemu-utils and e2fsprogs"
+    );
 }
 
 /// A folder with a profile and an empty base.
@@ -69,7 +76,12 @@ fn wrong_usage_exits_with_2() {
 #[test]
 fn an_unreadable_profile_names_line_and_column() {
     let folder = project("[image]\nname = \"web\nsource = 1\n");
-    refused(folder.path(), &["run", "web.toml"], 1, &["Not valid TOML", "web.toml:2:", "name = \"web"]);
+    refused(
+        folder.path(),
+        &["run", "web.toml"],
+        1,
+        &["Not valid TOML", "web.toml:2:", "name = \"web"],
+    );
     refused(folder.path(), &["run", "none.toml"], 1, &["none.toml", "No such file"]);
     fs::write(folder.path().join("binary.toml"), [0xff, 0xfe]).unwrap();
     refused(folder.path(), &["run", "binary.toml"], 1, &["binary.toml", "utf-8"]);
@@ -116,8 +128,11 @@ fn a_base_that_names_another_file_is_refused_unless_allowed() {
         "qemu-img create -q -f raw secret.raw 64M; qemu-img create -q -f qcow2 -F raw -b secret.raw base.qcow2",
     );
     refused(folder.path(), &["run", "web.toml"], 1, &["base.qcow2", "secret.raw"]);
-    fs::write(folder.path().join("web.toml"), PROFILE.replace("[[output]]", "allow_backing = \".\"\n[[output]]"))
-        .unwrap();
+    fs::write(
+        folder.path().join("web.toml"),
+        PROFILE.replace("[[output]]", "allow_backing = \".\"\n[[output]]"),
+    )
+    .unwrap();
     refused(folder.path(), &["run", "web.toml"], 1, &["Cannot boot"]);
 }
 
@@ -130,7 +145,12 @@ fn a_base_that_shrinks_is_refused() {
 #[test]
 fn a_base_without_a_kernel_says_where_it_was_looked_for() {
     let folder = project(PROFILE);
-    refused(folder.path(), &["run", "web.toml"], 1, &["Cannot boot", "base.qcow2", "[boot] kernel"]);
+    refused(
+        folder.path(),
+        &["run", "web.toml"],
+        1,
+        &["Cannot boot", "base.qcow2", "[boot] kernel"],
+    );
     tool(folder.path(), "qemu-img create -q -f raw base.raw 64M; mkfs.ext4 -q base.raw");
     fs::write(folder.path().join("web.toml"), PROFILE.replace("base.qcow2", "base.raw")).unwrap();
     refused(folder.path(), &["validate", "web.toml"], 1, &["Cannot boot", "base.raw", "ext4"]);
@@ -163,7 +183,8 @@ fn converting_there_and_back_keeps_every_byte() {
     for format in ["vdi", "vhd", "vmdk", "qcow2", "raw"] {
         let output = kvmbake(folder.path(), &["convert", "base.qcow2", &format!("a.{format}")]);
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-        let output = kvmbake(folder.path(), &["convert", "-O", "raw", &format!("a.{format}"), "back"]);
+        let output =
+            kvmbake(folder.path(), &["convert", "-O", "raw", &format!("a.{format}"), "back"]);
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         tool(folder.path(), "qemu-img compare -q -f qcow2 -F raw base.qcow2 back");
         let info = kvmbake(folder.path(), &["info", &format!("a.{format}")]);
@@ -179,7 +200,12 @@ fn a_conversion_that_fails_leaves_the_old_output() {
     tool(folder.path(), "head -c 1000 base.qcow2 > short.qcow2");
     refused(folder.path(), &["convert", "short.qcow2", "old.vdi"], 1, &["short.qcow2"]);
     assert_eq!(fs::read(folder.path().join("old.vdi")).unwrap(), b"precious");
-    refused(folder.path(), &["convert", "base.qcow2", "base.qcow2"], 1, &["is the input and the output"]);
+    refused(
+        folder.path(),
+        &["convert", "base.qcow2", "base.qcow2"],
+        1,
+        &["is the input and the output"],
+    );
     refused(folder.path(), &["convert", "base.qcow2", "out.xyz"], 1, &["out.xyz", "-O"]);
 }
 
@@ -190,8 +216,13 @@ fn doctor_says_what_to_do_where_kvm_cannot_be_opened() {
     let staged = folder.path().join("kvmbake");
     fs::copy(env!("CARGO_BIN_EXE_kvmbake"), &staged).unwrap();
     tool(folder.path(), "chmod 755 . kvmbake");
-    let output =
-        Command::new(&staged).arg("doctor").current_dir("/").uid(65534).gid(65534).output().unwrap();
+    let output = Command::new(&staged)
+        .arg("doctor")
+        .current_dir("/")
+        .uid(65534)
+        .gid(65534)
+        .output()
+        .unwrap();
     let text = String::from_utf8_lossy(&output.stdout);
     assert!(text.contains("/dev/kvm"), "{text}");
     if output.status.code() == Some(1) {

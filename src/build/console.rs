@@ -49,7 +49,8 @@ impl Console {
         let (announce, distress) = watch::channel(None);
         let log = File::create_new(path)?;
         let line = Vec::with_capacity(LINE_LIMIT);
-        let shared = Shared { log, logged: 0, line, last: VecDeque::with_capacity(KEPT_LINES), announce };
+        let shared =
+            Shared { log, logged: 0, line, last: VecDeque::with_capacity(KEPT_LINES), announce };
         Ok(Console { shared: Arc::new(Mutex::new(shared)), distress })
     }
 
@@ -130,7 +131,9 @@ impl Shared {
     /// A prompt never ends its line.
     fn watch_prompt(&mut self) {
         if self.line.ends_with(b"(initramfs) ") {
-            self.announce(Distress::EmergencyShell("the initramfs's shell asks for commands".into()));
+            self.announce(Distress::EmergencyShell(
+                "the initramfs's shell asks for commands".into(),
+            ));
         }
     }
 
@@ -150,7 +153,11 @@ fn recognise(line: &str) -> Option<Distress> {
     if let Some(at) = line.find("Kernel panic - not syncing") {
         return Some(Distress::Panic(line[at..].to_string()));
     }
-    let emergency = ["You are in emergency mode", "Entering emergency mode", "Give root password for maintenance"];
+    let emergency = [
+        "You are in emergency mode",
+        "Entering emergency mode",
+        "Give root password for maintenance",
+    ];
     emergency
         .iter()
         .any(|sign| line.contains(sign))
@@ -213,7 +220,9 @@ mod tests {
         let (_folder, console) = console();
         let mut writer = console.writer();
         writer.write_all(b"[    1.0] Kernel panic - not sync").unwrap();
-        writer.write_all(b"ing: sysrq triggered crash\nKernel panic - not syncing: second\n").unwrap();
+        writer
+            .write_all(b"ing: sysrq triggered crash\nKernel panic - not syncing: second\n")
+            .unwrap();
         let expected = "Kernel panic - not syncing: sysrq triggered crash";
         assert_eq!(console.distress().await, Distress::Panic(expected.into()));
     }

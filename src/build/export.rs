@@ -59,7 +59,11 @@ pub struct Told {
 impl Told {
     /// Passes progress on to `report`.
     pub fn new(report: Arc<dyn Report>) -> Told {
-        Told { report, done: AtomicU64::new(0), phase: Mutex::new((Phase::Write, 0, Instant::now())) }
+        Told {
+            report,
+            done: AtomicU64::new(0),
+            phase: Mutex::new((Phase::Write, 0, Instant::now())),
+        }
     }
 
     fn tell(&self, phase: Phase, done: u64, total: u64) {

@@ -9,8 +9,10 @@ use kvmbake_disk::{Block, Counted, MemoryBlock};
 use kvmbake_net::{DialError, Forward, Lease, Nat, NatConfig, NatHandle, Resolvers};
 use kvmbake_provision::http::DirectoryServer;
 use kvmbake_provision::key::BuildKey;
+use kvmbake_provision::session::{
+    AttemptError, ConnectError, GaveUp, HostKey, Login, Session, connect_until,
+};
 use kvmbake_provision::step::Guest as Provisioned;
-use kvmbake_provision::session::{AttemptError, ConnectError, GaveUp, HostKey, Login, Session, connect_until};
 use kvmbake_vmm::virtio::block::{BlockDevice, BlockOptions};
 use kvmbake_vmm::virtio::net::NetDevice;
 use kvmbake_vmm::virtio::rng::RngDevice;
@@ -122,7 +124,9 @@ impl Guest {
     /// # Errors
     /// [`Guest::connect`] was not called, a defect of ours.
     pub fn provisioned(&self) -> Result<&Provisioned, Error> {
-        self.session.as_ref().ok_or_else(|| Error::new(Blame::Internal, "There is no session with the guest"))
+        self.session
+            .as_ref()
+            .ok_or_else(|| Error::new(Blame::Internal, "There is no session with the guest"))
     }
 
     /// Runs `work` with the session until it is done or the guest ended.
@@ -166,7 +170,9 @@ impl Guest {
     pub fn explain(&self, ended: &Ended) -> Error {
         match ended {
             Ended::Cancelled => Error::interrupted(),
-            Ended::Distress(Distress::Panic(message)) => self.failed(format!("The guest panicked: {message}")),
+            Ended::Distress(Distress::Panic(message)) => {
+                self.failed(format!("The guest panicked: {message}"))
+            }
             Ended::Distress(Distress::EmergencyShell(line)) => {
                 self.failed(format!("The guest's boot ended in an emergency shell: {line}"))
             }
@@ -200,7 +206,10 @@ impl Guest {
         } else if !matches!(activity.lease, Lease::Bound { .. }) && !answered {
             "the guest never took an address by DHCP".to_string()
         } else {
-            last.map_or_else(|| "no attempt came to an end".into(), |error| lower_first(&error.to_string()))
+            last.map_or_else(
+                || "no attempt came to an end".into(),
+                |error| lower_first(&error.to_string()),
+            )
         };
         let waited = Elapsed(gave_up.waited);
         let mut error = self.failed(format!("SSH did not come up within {waited}: {cause}"));
@@ -222,7 +231,8 @@ impl Guest {
 /// Dials the guest's SSH port through its network.
 async fn dial(nat: NatHandle) -> std::io::Result<tokio::net::UnixStream> {
     use std::io::{Error, ErrorKind};
-    let dialled = tokio::task::spawn_blocking(move || nat.dial(SSH, DIAL)).await.map_err(Error::other)?;
+    let dialled =
+        tokio::task::spawn_blocking(move || nat.dial(SSH, DIAL)).await.map_err(Error::other)?;
     let stream = dialled.map_err(|error| {
         let kind = match error {
             DialError::Refused { .. } => ErrorKind::ConnectionRefused,
@@ -261,8 +271,9 @@ async fn start(setup: &Setup) -> Result<(Life, Booted), Error> {
         let kernel = plan::discover(disk, &plan.boot, &plan.profile.image.source.value)?;
         let booted = Booted { origin: kernel.origin.clone(), cmdline: kernel.cmdline.clone() };
         let machine = &plan.profile.machine;
-        let mut machine = Machine::new(&MachineConfig { cpus: machine.cpus, memory: machine.memory })
-            .map_err(|error| no_machine(&error))?;
+        let mut machine =
+            Machine::new(&MachineConfig { cpus: machine.cpus, memory: machine.memory })
+                .map_err(|error| no_machine(&error))?;
         machine.load(&kernel).map_err(|error| no_machine(&error))?;
         Ok::<_, Error>((machine, booted))
     });
@@ -279,12 +290,21 @@ async fn start(setup: &Setup) -> Result<(Life, Booted), Error> {
     let disk = Arc::clone(&setup.disk) as Arc<dyn Block>;
     devices.push(Box::new(BlockDevice::new(
         disk,
-        BlockOptions { serial: "kvmbake-root".into(), queues, read_only: false, ..Default::default() },
+        BlockOptions {
+            serial: "kvmbake-root".into(),
+            queues,
+            read_only: false,
+            ..Default::default()
+        },
     )));
     if let Some(seed) = &setup.seed {
         let seed = Arc::clone(seed) as Arc<dyn Block>;
-        let options =
-            BlockOptions { serial: "kvmbake-seed".into(), queues: 1, read_only: true, ..Default::default() };
+        let options = BlockOptions {
+            serial: "kvmbake-seed".into(),
+            queues: 1,
+            read_only: true,
+            ..Default::default()
+        };
         devices.push(Box::new(BlockDevice::new(seed, options)));
     }
     devices.push(Box::new(NetDevice::new(Box::new(nat))));
@@ -315,7 +335,11 @@ fn network(plan: &Plan) -> Result<NatConfig, Error> {
         let server = DirectoryServer::new(&folder.value).map_err(|error| {
             Error::input(format!("Cannot serve {}", folder.value.display())).because(&error)
         })?;
-        config.forwards.push(Forward { address: SERVICE, port: HTTP, target: Arc::new(Served(server)) });
+        config.forwards.push(Forward {
+            address: SERVICE,
+            port: HTTP,
+            target: Arc::new(Served(server)),
+        });
     }
     Ok(config)
 }

@@ -55,10 +55,12 @@ pub async fn run(
     let begun = Instant::now();
     clean(output, report.as_ref())?;
     let now = SystemTime::now();
-    let workspace = Workspace::create(output, &plan.profile.image.name, now).map_err(|(path, error)| {
-        Error::input(format!("Cannot create {}", path.display())).because(&error)
-    })?;
-    let build = Build { plan, workspace: &workspace, report: Arc::clone(&report), cancel, begun, now };
+    let workspace =
+        Workspace::create(output, &plan.profile.image.name, now).map_err(|(path, error)| {
+            Error::input(format!("Cannot create {}", path.display())).because(&error)
+        })?;
+    let build =
+        Build { plan, workspace: &workspace, report: Arc::clone(&report), cancel, begun, now };
     let manifest = build.run().await?;
     let failed = |error: std::io::Error| {
         Error::input(format!("Cannot finish the build in {}", output.display())).because(&error)
@@ -81,7 +83,8 @@ fn describe(artifact: &manifest::Artifact) -> String {
 
 fn clean(output: &Path, report: &dyn Report) -> Result<(), Error> {
     let removed = workspace::remove_leftovers(output).map_err(|(path, error)| {
-        Error::input(format!("Cannot remove what a dead build left at {}", path.display())).because(&error)
+        Error::input(format!("Cannot remove what a dead build left at {}", path.display()))
+            .because(&error)
     })?;
     for folder in removed {
         let text = format!("removed {}, which a dead build left", folder.display());
@@ -123,10 +126,14 @@ impl Build<'_> {
         step::wait_for_cloud_init(&mut guest, &stages, self.plan.profile.ssh.timeout).await?;
         let mut steps = Vec::new();
         for (index, step) in self.plan.profile.steps.iter().enumerate() {
-            steps.push(step::run(&mut guest, &stages, index + 1, step, Arc::clone(&self.report)).await?);
+            steps.push(
+                step::run(&mut guest, &stages, index + 1, step, Arc::clone(&self.report)).await?,
+            );
         }
         let kernel = guest.kernel.clone();
-        stages.run(Stage::Seal, "removing the build's key", seal::seal(guest, self.removable(&key))).await?;
+        stages
+            .run(Stage::Seal, "removing the build's key", seal::seal(guest, self.removable(&key)))
+            .await?;
         let export = stages.run(Stage::Export, "", self.export(disk)).await?;
         let digest = self.digest(digest).await?;
         self.manifest(&kernel, digest, steps, &export)
@@ -137,16 +144,20 @@ impl Build<'_> {
     async fn base(&self) -> Result<((Arc<Counted<Arc<dyn Block>>>, Digest), String), Error> {
         let plan = Arc::clone(&self.plan);
         let cancel = self.cancel.clone();
-        let verified = tokio::task::spawn_blocking(move || plan.verify_checksum_until(cancel.flag()));
+        let verified =
+            tokio::task::spawn_blocking(move || plan.verify_checksum_until(cancel.flag()));
         verified.await.map_err(died)??;
         let digest = match &self.plan.profile.image.checksum {
             Some(checksum) => Digest::Known(checksum.value.clone()),
             None => Digest::Pending(self.spawn_digest()),
         };
         let path = self.workspace.path(OVERLAY);
-        let overlay =
-            kvmbake_disk::create_overlay(&path, Arc::clone(&self.plan.base), self.plan.virtual_size)
-                .map_err(|error| Error::input("Cannot create the build's overlay").because(&error))?;
+        let overlay = kvmbake_disk::create_overlay(
+            &path,
+            Arc::clone(&self.plan.base),
+            self.plan.virtual_size,
+        )
+        .map_err(|error| Error::input("Cannot create the build's overlay").because(&error))?;
         // What a guest flushes need not outlive this process: a dead build's overlay is thrown away,
         // and the images are made durable on their own.
         let overlay = Arc::new(Volatile(overlay)) as Arc<dyn Block>;
@@ -157,7 +168,9 @@ impl Build<'_> {
     fn spawn_digest(&self) -> JoinHandle<std::io::Result<Option<Checksum>>> {
         let path = self.plan.profile.image.source.value.clone();
         let cancel = self.cancel.clone();
-        tokio::task::spawn_blocking(move || checksum::of_file(&path, Algorithm::Sha256, cancel.flag()))
+        tokio::task::spawn_blocking(move || {
+            checksum::of_file(&path, Algorithm::Sha256, cancel.flag())
+        })
     }
 
     async fn digest(&self, digest: Digest) -> Result<Checksum, Error> {
@@ -185,10 +198,15 @@ impl Build<'_> {
             .map_err(|error| Error::new(Blame::Internal, "Cannot make a key").because(&error))
     }
 
-    fn setup(&self, disk: &Arc<Counted<Arc<dyn Block>>>, key: Arc<BuildKey>) -> Result<Setup, Error> {
+    fn setup(
+        &self,
+        disk: &Arc<Counted<Arc<dyn Block>>>,
+        key: Arc<BuildKey>,
+    ) -> Result<Setup, Error> {
         let path = self.workspace.path(SERIAL_LOG);
-        let console = Console::create(&path)
-            .map_err(|error| Error::input(format!("Cannot create {}", path.display())).because(&error))?;
+        let console = Console::create(&path).map_err(|error| {
+            Error::input(format!("Cannot create {}", path.display())).because(&error)
+        })?;
         Ok(Setup {
             plan: Arc::clone(&self.plan),
             disk: Arc::clone(disk),
@@ -216,7 +234,8 @@ impl Build<'_> {
             public_key: self.plan.private_key.is_none().then_some(public_key),
             user: Some(self.plan.profile.ssh.user.clone()),
         };
-        let image = seed.build().map_err(|error| Error::input("Cannot make the seed").because(&error))?;
+        let image =
+            seed.build().map_err(|error| Error::input("Cannot make the seed").because(&error))?;
         Ok(Some(Arc::new(MemoryBlock::read_only(image))))
     }
 

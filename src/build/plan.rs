@@ -104,7 +104,9 @@ impl Plan {
         let Some(expected) = &self.profile.image.checksum else { return Ok(()) };
         let path = &self.profile.image.source.value;
         let found = checksum::of_file(path, expected.value.algorithm, cancel)
-            .map_err(|error| Error::input(format!("Cannot read {}", path.display())).because(&error))?
+            .map_err(|error| {
+                Error::input(format!("Cannot read {}", path.display())).because(&error)
+            })?
             .ok_or_else(Error::interrupted)?;
         if found == expected.value {
             return Ok(());
@@ -129,7 +131,11 @@ impl Plan {
 ///
 /// # Errors
 /// There is none, or it cannot be used.
-pub fn discover(disk: Arc<dyn Block>, overrides: &BootOverrides, name: &Path) -> Result<Kernel, Error> {
+pub fn discover(
+    disk: Arc<dyn Block>,
+    overrides: &BootOverrides,
+    name: &Path,
+) -> Result<Kernel, Error> {
     boot::discover(disk, overrides).map_err(|error| {
         Error::input(format!("Cannot boot {} directly", name.display()))
             .because(&error)
@@ -195,7 +201,8 @@ fn open_base(profile: &Profile, faults: &mut Vec<Fault>) -> Option<(Arc<dyn Bloc
     if let Some(size) = &profile.image.size
         && size.value < base.len()
     {
-        let message = format!("`size` is {}, the base has {} already", Size(size.value), Size(base.len()));
+        let message =
+            format!("`size` is {}, the base has {} already", Size(size.value), Size(base.len()));
         fault(faults, size, message, Some("An image only grows".into()));
     }
     Some((base, format))

@@ -33,7 +33,9 @@ pub async fn seal(mut guest: Guest, key: Option<&BuildKey>) -> Result<((), Strin
     };
     match guest.watch(work).await {
         Ok(Ok(())) => {}
-        Ok(Err(error)) => return Err(guest.failed("The guest could not be sealed").because(&error)),
+        Ok(Err(error)) => {
+            return Err(guest.failed("The guest could not be sealed").because(&error));
+        }
         Err(ended) => return switched_off(&guest, &ended),
     }
     for patience in [SHUTDOWN, BUTTON] {
@@ -47,7 +49,9 @@ pub async fn seal(mut guest: Guest, key: Option<&BuildKey>) -> Result<((), Strin
 
 fn switched_off(guest: &Guest, ended: &Ended) -> Result<((), String), Error> {
     match ended {
-        Ended::Exit(exit) if matches!(**exit, Exit::Shutdown) => Ok(((), "shut down cleanly".into())),
+        Ended::Exit(exit) if matches!(**exit, Exit::Shutdown) => {
+            Ok(((), "shut down cleanly".into()))
+        }
         ended => Err(guest.explain(ended)),
     }
 }

@@ -30,7 +30,12 @@ impl<'r> Stages<'r> {
         self.report.event(Event::Started { stage, step: None, detail });
         let begun = Instant::now();
         let (value, detail) = work.await?;
-        self.report.event(Event::Finished { stage, step: None, detail: &detail, took: begun.elapsed() });
+        self.report.event(Event::Finished {
+            stage,
+            step: None,
+            detail: &detail,
+            took: begun.elapsed(),
+        });
         Ok(value)
     }
 
@@ -41,7 +46,12 @@ impl<'r> Stages<'r> {
 
     /// Tells that step `number` ended well.
     pub fn step_finished(&self, number: usize, title: &str, took: Duration) {
-        self.report.event(Event::Finished { stage: Stage::Step, step: Some(number), detail: title, took });
+        self.report.event(Event::Finished {
+            stage: Stage::Step,
+            step: Some(number),
+            detail: title,
+            took,
+        });
     }
 }
 

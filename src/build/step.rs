@@ -30,13 +30,18 @@ pub fn shell_step(step: &profile::Step) -> ShellStep {
     let shell = &step.shell;
     let source = match &shell.run {
         Run::Inline(commands) => ShellSource::Inline(commands.clone()),
-        Run::Scripts(paths) => ShellSource::Scripts(paths.iter().map(|path| path.value.clone()).collect()),
+        Run::Scripts(paths) => {
+            ShellSource::Scripts(paths.iter().map(|path| path.value.clone()).collect())
+        }
     };
     ShellStep {
         env: shell.env.clone(),
         privilege: if shell.sudo { Privilege::Root } else { Privilege::Login },
         workdir: shell.workdir.clone(),
-        shell: shell.interpreter.as_ref().map(|words| words.split_whitespace().map(str::to_string).collect()),
+        shell: shell
+            .interpreter
+            .as_ref()
+            .map(|words| words.split_whitespace().map(str::to_string).collect()),
         expect: shell.expect.clone(),
         timeout: shell.timeout,
         // Any step may reboot the guest; whether it did, the machine tells.
@@ -87,16 +92,24 @@ pub async fn run(
 ///
 /// # Errors
 /// It failed, or took longer than `limit`, or the guest ended.
-pub async fn wait_for_cloud_init(guest: &mut Guest, stages: &Stages<'_>, limit: Duration) -> Result<(), Error> {
+pub async fn wait_for_cloud_init(
+    guest: &mut Guest,
+    stages: &Stages<'_>,
+    limit: Duration,
+) -> Result<(), Error> {
     stages
         .run(Stage::CloudInit, "waiting for the first boot's configuration", async {
             loop {
                 guest.connect().await?;
                 match guest.watch(cloud_init(&guest.provisioned()?.session, limit)).await {
                     Ok(Ok(found)) => return Ok(((), said(found).to_string())),
-                    Ok(Err(error)) => return Err(guest.failed("cloud-init did not end well").because(&error)),
+                    Ok(Err(error)) => {
+                        return Err(guest.failed("cloud-init did not end well").because(&error));
+                    }
                     // cloud-init's `power_state` module may reboot the guest.
-                    Err(Ended::Exit(exit)) if matches!(*exit, Exit::Reset) => guest.boot_again().await?,
+                    Err(Ended::Exit(exit)) if matches!(*exit, Exit::Reset) => {
+                        guest.boot_again().await?
+                    }
                     Err(ended) => return Err(guest.explain(&ended)),
                 }
             }
@@ -122,7 +135,11 @@ async fn await_reboot(guest: &mut Guest, number: usize, step: &profile::Step) ->
             Ok(())
         }
         Err(ended) => Err(under(guest.explain(&ended), number, step)),
-        Ok(()) => Err(under(guest.failed("The connection to the guest was lost, and it did not reboot"), number, step)),
+        Ok(()) => Err(under(
+            guest.failed("The connection to the guest was lost, and it did not reboot"),
+            number,
+            step,
+        )),
     }
 }
 
@@ -147,10 +164,9 @@ async fn failed(guest: &Guest, number: usize, step: &profile::Step, error: StepE
         None => guest.failed(""),
     };
     let mut explained = under(explained, number, step).because(&error);
-    explained.excerpts.insert(
-        0,
-        crate::error::Excerpt { title: "last lines of the step".into(), lines },
-    );
+    explained
+        .excerpts
+        .insert(0, crate::error::Excerpt { title: "last lines of the step".into(), lines });
     explained.excerpts.retain(|excerpt| !excerpt.lines.is_empty());
     explained
 }

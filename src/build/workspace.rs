@@ -27,16 +27,26 @@ impl Workspace {
     ///
     /// # Errors
     /// The file system's error, with the path it is about.
-    pub fn create(output: &Path, name: &str, now: SystemTime) -> Result<Workspace, (PathBuf, io::Error)> {
+    pub fn create(
+        output: &Path,
+        name: &str,
+        now: SystemTime,
+    ) -> Result<Workspace, (PathBuf, io::Error)> {
         fs::create_dir_all(output).map_err(|error| (output.to_path_buf(), error))?;
         let title = format!("{name}-{}", stamp(now));
         let folder = output.join(format!("{PREFIX}{title}-{}", std::process::id()));
         let failed = |error| (folder.clone(), error);
         // Layers and keys are nobody else's business while the build runs.
         DirBuilder::new().mode(0o700).create(&folder).map_err(failed)?;
-        let mut workspace = Workspace { folder: folder.clone(), output: output.into(), title, lock: None };
+        let mut workspace =
+            Workspace { folder: folder.clone(), output: output.into(), title, lock: None };
         let path = folder.join(LOCK);
-        let lock = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path).map_err(failed)?;
+        let lock = OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(path)
+            .map_err(failed)?;
         lock.try_lock().map_err(|error| failed(io::Error::other(error)))?;
         workspace.lock = Some(lock);
         Ok(workspace)
@@ -57,14 +67,17 @@ impl Workspace {
         File::open(&self.folder)?.sync_all()?;
         let mut suffix = 1;
         let published = loop {
-            let name = if suffix == 1 { self.title.clone() } else { format!("{}-{suffix}", self.title) };
+            let name =
+                if suffix == 1 { self.title.clone() } else { format!("{}-{suffix}", self.title) };
             let target = self.output.join(name);
             match fs::rename(&self.folder, &target) {
                 Ok(()) => break target,
                 // The target is there and is not empty: another build ended in this second.
                 Err(error)
-                    if matches!(error.raw_os_error(), Some(libc::ENOTEMPTY | libc::EEXIST | libc::ENOTDIR))
-                        && suffix < MAXIMUM_SUFFIX =>
+                    if matches!(
+                        error.raw_os_error(),
+                        Some(libc::ENOTEMPTY | libc::EEXIST | libc::ENOTDIR)
+                    ) && suffix < MAXIMUM_SUFFIX =>
                 {
                     suffix += 1;
                 }
@@ -195,7 +208,8 @@ mod tests {
         fs::write(workspace.path("web.raw"), "x").unwrap();
         let folder = workspace.publish().unwrap();
         assert_eq!(folder, output.path().join("web-19700101-000000"));
-        let names: Vec<_> = fs::read_dir(&folder).unwrap().map(|e| e.unwrap().file_name()).collect();
+        let names: Vec<_> =
+            fs::read_dir(&folder).unwrap().map(|e| e.unwrap().file_name()).collect();
         assert_eq!(names, ["web.raw"]);
     }
 

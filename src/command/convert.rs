@@ -44,7 +44,8 @@ pub fn run(args: &Args, report: Arc<dyn Report>) -> Result<(), Error> {
     let begun = Instant::now();
     let format = output_format(args)?;
     refuse_same_file(&args.input, &args.output)?;
-    let options = OpenOptions { format: args.input_format, allow_backing: args.allow_backing.clone() };
+    let options =
+        OpenOptions { format: args.input_format, allow_backing: args.allow_backing.clone() };
     let source = kvmbake_convert::open(&args.input, &options).map_err(|error| {
         let mut failed = explain(&error);
         failed.message = format!("Cannot read {}", args.input.display());
@@ -56,16 +57,26 @@ pub fn run(args: &Args, report: Arc<dyn Report>) -> Result<(), Error> {
     let target = Target::new(format, &temporary.0).named(file_name(&args.output));
     let progress = Told::new(Arc::clone(&report));
     let options = Options { checksums: false, ..Options::default() };
-    let export =
-        kvmbake_convert::export_with(source.as_ref(), &[target], &options, &progress, cancel.flag())
-            .map_err(|error| explain(&error))?;
+    let export = kvmbake_convert::export_with(
+        source.as_ref(),
+        &[target],
+        &options,
+        &progress,
+        cancel.flag(),
+    )
+    .map_err(|error| explain(&error))?;
     fs::rename(&temporary.0, &args.output).map_err(|error| {
         Error::input(format!("Cannot create {}", args.output.display())).because(&error)
     })?;
     let detail = export.artifacts.first().map_or_else(String::new, |artifact| {
         format!("{}  {}, {}", args.output.display(), artifact.format, Size(artifact.file_size))
     });
-    report.event(Event::Finished { stage: Stage::Export, step: None, detail: &detail, took: begun.elapsed() });
+    report.event(Event::Finished {
+        stage: Stage::Export,
+        step: None,
+        detail: &detail,
+        took: begun.elapsed(),
+    });
     Ok(())
 }
 
@@ -83,12 +94,16 @@ fn output_format(args: &Args) -> Result<Format, Error> {
 fn refuse_same_file(input: &Path, output: &Path) -> Result<(), Error> {
     use std::os::unix::fs::MetadataExt;
     let Ok(there) = fs::metadata(output) else { return Ok(()) };
-    let same = fs::metadata(input).is_ok_and(|here| (here.dev(), here.ino()) == (there.dev(), there.ino()));
+    let same = fs::metadata(input)
+        .is_ok_and(|here| (here.dev(), here.ino()) == (there.dev(), there.ino()));
     if same {
         return Err(Error::input(format!("{} is the input and the output", input.display())));
     }
     if !there.is_file() {
-        return Err(Error::input(format!("{} is there and is not a regular file", output.display())));
+        return Err(Error::input(format!(
+            "{} is there and is not a regular file",
+            output.display()
+        )));
     }
     Ok(())
 }

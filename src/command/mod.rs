@@ -43,6 +43,7 @@ enum Command {
 /// Runs the command of this process and returns its exit code.
 pub fn main() -> u8 {
     let cli = Cli::parse();
+    raise_descriptor_limit();
     let json = matches!(&cli.command, Command::Run(args) if args.json);
     let reporter: Arc<dyn Report> = Arc::from(report::for_process(json));
     let result = match cli.command {
@@ -57,6 +58,19 @@ pub fn main() -> u8 {
         Err(error) => {
             reporter.event(report::Event::Failed(&error));
             error.blame.exit_code()
+        }
+    }
+}
+
+/// Lifts the soft limit on open files to the hard one: each connection of a guest takes a descriptor,
+/// and the soft limit is low for the sake of programs that use select(2).
+fn raise_descriptor_limit() {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: both calls take a pointer to a live rlimit and keep nothing of it.
+    unsafe {
+        if libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) == 0 {
+            limit.rlim_cur = limit.rlim_max;
+            libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit);
         }
     }
 }

@@ -30,10 +30,10 @@ pub struct Args {
 /// Whatever ended it.
 pub fn run(args: &Args, report: Arc<dyn Report>) -> Result<(), Error> {
     let plan = Arc::new(Plan::load(&args.profile)?);
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .map_err(|error| Error::new(Blame::Internal, "Cannot start the event loop").because(&error))?;
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|error| {
+            Error::new(Blame::Internal, "Cannot start the event loop").because(&error)
+        })?;
     let cancel = Cancel::default();
     super::stop_on_signal(&cancel)?;
     runtime.block_on(build::run(plan, &args.output, report, cancel)).map(drop)

@@ -27,10 +27,19 @@ pub fn run(args: &Args) -> Result<(), Error> {
     let plan = Plan::load(&args.profile)?;
     plan.verify_checksum()?;
     let kernel = plan.discover_kernel()?;
-    kernel.image.verify().map_err(|error| Error::input("The kernel cannot be booted").because(&error))?;
+    kernel
+        .image
+        .verify()
+        .map_err(|error| Error::input("The kernel cannot be booted").because(&error))?;
     let mut text = String::new();
     let base = &plan.profile.image.source.value;
-    let _ = writeln!(text, "base     {}  {}, {}", base.display(), plan.base_format, Size(plan.virtual_size));
+    let _ = writeln!(
+        text,
+        "base     {}  {}, {}",
+        base.display(),
+        plan.base_format,
+        Size(plan.virtual_size)
+    );
     let _ = writeln!(text, "boot     {}", kernel.origin);
     let _ = writeln!(text, "cmdline  {}", kernel.cmdline);
     for (index, step) in plan.profile.steps.iter().enumerate() {

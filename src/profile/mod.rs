@@ -258,14 +258,19 @@ impl Context<'_> {
     fn profile(&self, root: &Reader<'_, '_>) -> Option<Parts> {
         let image = root.table("image").map(|reader| self.image(reader));
         if root.value("image").is_none() {
-            root.fault_with_hint(&(0..0), "The profile has no [image]", "`name` and `source` are needed");
+            root.fault_with_hint(
+                &(0..0),
+                "The profile has no [image]",
+                "`name` and `source` are needed",
+            );
         }
         let machine = self.machine(root.table("machine"));
         let boot = root.table("boot").map(|reader| self.boot(reader)).unwrap_or_default();
         let seed = self.seed(root.table("seed"));
         let ssh = self.ssh(root.table("ssh"));
         let net = self.net(root.table("net"));
-        let steps = root.tables("step").into_iter().filter_map(|reader| self.step(reader)).collect();
+        let steps =
+            root.tables("step").into_iter().filter_map(|reader| self.step(reader)).collect();
         let image = image??;
         let outputs = self.outputs(root, &image.name);
         Some(Parts { image, machine, boot, seed, ssh: ssh?, net, steps, outputs })
@@ -325,7 +330,11 @@ impl Context<'_> {
         let kernel = reader.string("kernel").map(|at| self.path(at));
         let initrd = reader.string("initrd");
         if let (Some(initrd), None) = (&initrd, &kernel) {
-            reader.fault_with_hint(&initrd.span, "`initrd` needs `kernel`", "Name both, or neither");
+            reader.fault_with_hint(
+                &initrd.span,
+                "`initrd` needs `kernel`",
+                "Name both, or neither",
+            );
         }
         let boot = Boot {
             kernel,
@@ -349,13 +358,17 @@ impl Context<'_> {
         };
         let seed = match kind {
             Some(kind) if kind.value == "none" => {
-                if !matches!(seed, Seed::NoCloud { hostname: None, user_data: None, network_config: None }) {
+                if !matches!(
+                    seed,
+                    Seed::NoCloud { hostname: None, user_data: None, network_config: None }
+                ) {
                     reader.fault(&kind.span, "A seed of kind \"none\" takes no other key");
                 }
                 Seed::None
             }
             Some(kind) if kind.value != "nocloud" => {
-                let message = format!("`{}` is no kind of seed; known are nocloud and none", kind.value);
+                let message =
+                    format!("`{}` is no kind of seed; known are nocloud and none", kind.value);
                 reader.fault(&kind.span, message);
                 Seed::None
             }
@@ -376,7 +389,11 @@ impl Context<'_> {
 
     fn ssh(&self, reader: Option<Reader<'_, '_>>) -> Option<Ssh> {
         let Some(reader) = reader else {
-            return Some(Ssh { user: "root".into(), private_key: None, timeout: DEFAULT_SSH_TIMEOUT });
+            return Some(Ssh {
+                user: "root".into(),
+                private_key: None,
+                timeout: DEFAULT_SSH_TIMEOUT,
+            });
         };
         let user = reader.string("user").map_or_else(|| "root".to_string(), |at| at.value);
         let ssh = Ssh {
@@ -410,9 +427,9 @@ impl Context<'_> {
             }
             Some(value) => match reader.table_of("shell", value) {
                 Some(table) => self.shell(table),
-                None => reader.strings_of("shell", value).and_then(|commands| {
-                    inline(&reader, commands, &value.span()).map(Shell::of)
-                }),
+                None => reader
+                    .strings_of("shell", value)
+                    .and_then(|commands| inline(&reader, commands, &value.span()).map(Shell::of)),
             },
         };
         let place = self.source.place(&value.map_or(reader.span(), |value| value.span()));
@@ -433,7 +450,10 @@ impl Context<'_> {
                 Some(Run::Scripts(paths.into_iter().map(|at| self.path(at)).collect()))
             }
             _ => {
-                reader.fault(&reader.span(), "`shell` needs exactly one of `inline`, `script` and `scripts`");
+                reader.fault(
+                    &reader.span(),
+                    "`shell` needs exactly one of `inline`, `script` and `scripts`",
+                );
                 None
             }
         };
@@ -451,9 +471,10 @@ impl Context<'_> {
             sudo: reader.bool("sudo").unwrap_or(false),
             workdir: reader.string("workdir").map(|at| at.value),
             interpreter: reader.string("shell").map(|at| at.value),
-            expect: reader
-                .integers("expect", 0..=255)
-                .map_or_else(|| vec![0], |codes| codes.into_iter().map(|code| code as i32).collect()),
+            expect: reader.integers("expect", 0..=255).map_or_else(
+                || vec![0],
+                |codes| codes.into_iter().map(|code| code as i32).collect(),
+            ),
             timeout: reader.duration("timeout").map(|at| at.value),
         };
         reader.finish();
@@ -472,7 +493,11 @@ impl Context<'_> {
                         let file = file.unwrap_or_else(|| format!("{name}.{}", format.extension()));
                         if outputs.iter().any(|other| other.file == file) {
                             let message = format!("Two outputs are called `{file}`");
-                            reader.fault_with_hint(&span, message, "Give one of them another `name`");
+                            reader.fault_with_hint(
+                                &span,
+                                message,
+                                "Give one of them another `name`",
+                            );
                         }
                         outputs.push(Output { format, file, place: self.source.place(&span) });
                     }
@@ -490,13 +515,21 @@ impl Context<'_> {
             reader.finish();
         }
         if root.value("output").is_none() {
-            root.fault_with_hint(&(0..0), "The profile has no [[output]]", "Add one with format = \"qcow2\"");
+            root.fault_with_hint(
+                &(0..0),
+                "The profile has no [[output]]",
+                "Add one with format = \"qcow2\"",
+            );
         }
         outputs
     }
 }
 
-fn inline(reader: &Reader<'_, '_>, commands: Vec<At<String>>, span: &std::ops::Range<usize>) -> Option<Run> {
+fn inline(
+    reader: &Reader<'_, '_>,
+    commands: Vec<At<String>>,
+    span: &std::ops::Range<usize>,
+) -> Option<Run> {
     if commands.iter().all(|command| command.value.trim().is_empty()) {
         reader.fault(span, "There is no command to run");
         return None;
@@ -507,7 +540,11 @@ fn inline(reader: &Reader<'_, '_>, commands: Vec<At<String>>, span: &std::ops::R
 /// A name that becomes a file's: nothing that leads elsewhere.
 fn file_name(reader: &Reader<'_, '_>, key: &str, name: At<String>) -> Option<String> {
     let plain = name.value.chars().all(|c| c.is_ascii_alphanumeric() || "._-+".contains(c));
-    if name.value.is_empty() || !plain || name.value.starts_with(['.', '-']) || name.value.len() > 128 {
+    if name.value.is_empty()
+        || !plain
+        || name.value.starts_with(['.', '-'])
+        || name.value.len() > 128
+    {
         let message = format!("`{key}` must be a plain file name of letters, digits and . _ - +");
         reader.fault(&name.span, message);
         return None;
@@ -519,7 +556,15 @@ impl Shell {
     /// A step of inline commands with every other setting at its default.
     fn of(run: Run) -> Shell {
         let expect = vec![0];
-        Shell { run, env: Vec::new(), sudo: false, workdir: None, interpreter: None, expect, timeout: None }
+        Shell {
+            run,
+            env: Vec::new(),
+            sudo: false,
+            workdir: None,
+            interpreter: None,
+            expect,
+            timeout: None,
+        }
     }
 
     /// What to call the step when it has no name.
@@ -528,7 +573,11 @@ impl Shell {
             Run::Inline(commands) => {
                 let first = commands.iter().find(|command| !command.trim().is_empty());
                 let first = first.map_or("", |command| command.trim().lines().next().unwrap_or(""));
-                let more = if commands.len() > 1 { format!(" (+{})", commands.len() - 1) } else { String::new() };
+                let more = if commands.len() > 1 {
+                    format!(" (+{})", commands.len() - 1)
+                } else {
+                    String::new()
+                };
                 format!("{}{more}", shortened(first, 60))
             }
             Run::Scripts(paths) => {

@@ -87,13 +87,21 @@ impl<'t, 's> Reader<'t, 's> {
     }
 
     /// Adds a fault with a hint.
-    pub fn fault_with_hint(&self, span: &Range<usize>, message: impl Into<String>, hint: impl Into<String>) {
+    pub fn fault_with_hint(
+        &self,
+        span: &Range<usize>,
+        message: impl Into<String>,
+        hint: impl Into<String>,
+    ) {
         self.faults.add(span, message, Some(hint.into()));
     }
 
     fn wrong_type(&self, key: &str, value: &Spanned<DeValue<'_>>, expected: &str) {
         let found = value.get_ref().type_str();
-        self.fault(&value.span(), format!("`{key}` in {} must be {expected}, not {found}", self.name));
+        self.fault(
+            &value.span(),
+            format!("`{key}` in {} must be {expected}, not {found}", self.name),
+        );
     }
 
     /// Reads a string.
@@ -150,7 +158,11 @@ impl<'t, 's> Reader<'t, 's> {
     }
 
     /// Reads a whole number within `range`.
-    pub fn integer(&self, key: &'static str, range: std::ops::RangeInclusive<i64>) -> Option<At<i64>> {
+    pub fn integer(
+        &self,
+        key: &'static str,
+        range: std::ops::RangeInclusive<i64>,
+    ) -> Option<At<i64>> {
         let value = self.value(key)?;
         self.integer_of(key, value, range)
     }
@@ -265,7 +277,12 @@ impl<'t, 's> Reader<'t, 's> {
         for item in items.iter() {
             match item.get_ref().as_table() {
                 Some(table) => {
-                    readers.push(Reader::new(table, item.span(), format!("[[{key}]]"), self.faults));
+                    readers.push(Reader::new(
+                        table,
+                        item.span(),
+                        format!("[[{key}]]"),
+                        self.faults,
+                    ));
                 }
                 None => self.wrong_type(key, item, "a table"),
             }
@@ -288,7 +305,11 @@ impl<'t, 's> Reader<'t, 's> {
                     format!("Known here: {}", known.join(", "))
                 }
             };
-            self.faults.add(&key.span(), format!("Unknown key `{name}` in {}", self.name), Some(hint));
+            self.faults.add(
+                &key.span(),
+                format!("Unknown key `{name}` in {}", self.name),
+                Some(hint),
+            );
         }
     }
 }

@@ -81,7 +81,8 @@ fn a_wrong_type_names_what_it_is_and_what_it_should_be() {
 
 #[test]
 fn all_faults_are_told_at_once_in_order() {
-    let text = SOUND.replace("cpus = 4", "cpus = 0").replace("\"8G\"", "\"8X\"").replace("vhd", "vhf");
+    let text =
+        SOUND.replace("cpus = 4", "cpus = 0").replace("\"8G\"", "\"8X\"").replace("vhd", "vhf");
     let faults = parse(&text).unwrap_err();
     let lines: Vec<usize> = faults.iter().map(|fault| fault.place.line).collect();
     assert_eq!(lines, [5, 8, 29]);
@@ -120,7 +121,8 @@ fn a_shell_step_runs_one_thing() {
 #[test]
 fn user_data_of_several_lines_stands_for_itself() {
     let text = SOUND.replace("\"user-data.yaml\"", "\"#cloud-config\\n{}\"");
-    let Seed::NoCloud { user_data: Some(Text::Inline(text)), .. } = parse(&text).unwrap().seed else {
+    let Seed::NoCloud { user_data: Some(Text::Inline(text)), .. } = parse(&text).unwrap().seed
+    else {
         panic!("not inline");
     };
     assert_eq!(text, "#cloud-config\n{}");

@@ -31,7 +31,8 @@ pub fn parse_size(text: &str) -> Result<u64, String> {
 /// # Errors
 /// A sentence that says what is expected, when `text` is no duration or is zero.
 pub fn parse_duration(text: &str) -> Result<Duration, String> {
-    let expected = || format!("`{text}` is not a duration; write for example \"90s\", \"5m\" or \"1h30m\"");
+    let expected =
+        || format!("`{text}` is not a duration; write for example \"90s\", \"5m\" or \"1h30m\"");
     let mut rest = text;
     let mut total = Duration::ZERO;
     while !rest.is_empty() {
@@ -47,7 +48,10 @@ pub fn parse_duration(text: &str) -> Result<Duration, String> {
             "d" => Duration::from_secs(86400),
             _ => return Err(expected()),
         };
-        total = one.checked_mul(number).and_then(|part| total.checked_add(part)).ok_or_else(expected)?;
+        total = one
+            .checked_mul(number)
+            .and_then(|part| total.checked_add(part))
+            .ok_or_else(expected)?;
         rest = &rest[unit..];
     }
     if total.is_zero() { Err(expected()) } else { Ok(total) }

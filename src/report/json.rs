@@ -46,7 +46,9 @@ fn object(event: &Event<'_>) -> Value {
             "event": "finished", "stage": stage.name(), "step": step, "detail": detail,
             "seconds": milliseconds(took),
         }),
-        Event::Note { stage, text } => json!({"event": "note", "stage": stage.name(), "text": text}),
+        Event::Note { stage, text } => {
+            json!({"event": "note", "stage": stage.name(), "text": text})
+        }
         Event::Output { step, stderr, line } => json!({
             "event": "output", "step": step, "stream": if stderr { "stderr" } else { "stdout" },
             "line": line,

@@ -149,7 +149,10 @@ mod tests {
 
     #[test]
     fn a_guest_cannot_drive_the_terminal() {
-        assert_eq!(printable("a\x1b]0;title\x07b\u{9b}31m"), "a\u{fffd}]0;title\u{fffd}b\u{fffd}31m");
+        assert_eq!(
+            printable("a\x1b]0;title\x07b\u{9b}31m"),
+            "a\u{fffd}]0;title\u{fffd}b\u{fffd}31m"
+        );
         assert_eq!(printable("tab\tstays"), "tab\tstays");
     }
 }

@@ -44,7 +44,9 @@ impl Terminal {
 
     fn spinner(&self, label: &str, text: &str) {
         let bar = ProgressBar::new_spinner();
-        if let Ok(style) = ProgressStyle::with_template("{spinner} {prefix:<10}  {wide_msg} {elapsed:>6}") {
+        if let Ok(style) =
+            ProgressStyle::with_template("{spinner} {prefix:<10}  {wide_msg} {elapsed:>6}")
+        {
             bar.set_style(style);
         }
         bar.set_prefix(label.to_string());
@@ -81,9 +83,14 @@ impl Report for Terminal {
             Event::Finished { stage, step, detail, took } => {
                 self.replace(ProgressBar::hidden(), false);
                 let label = label(stage, step);
-                self.line(&format!("\x1b[32m✓\x1b[0m {label:<10}  {detail}  \x1b[2m{}\x1b[0m", Elapsed(took)));
+                self.line(&format!(
+                    "\x1b[32m✓\x1b[0m {label:<10}  {detail}  \x1b[2m{}\x1b[0m",
+                    Elapsed(took)
+                ));
             }
-            Event::Note { stage, text } => self.line(&format!("  {:<10}  {}", stage.name(), printable(text))),
+            Event::Note { stage, text } => {
+                self.line(&format!("  {:<10}  {}", stage.name(), printable(text)))
+            }
             Event::Output { stderr, line, .. } => {
                 let mark = if stderr { "\x1b[33m|\x1b[0m" } else { "\x1b[2m|\x1b[0m" };
                 self.line(&format!("  {:<10}  {mark} {}", "", printable(line)));

@@ -14,7 +14,10 @@ fn the_example_is_baked_from_a_debian_cloud_image_and_others_agree() {
     project.write("setup.sh", include_str!("../../examples/setup.sh"));
     project.judge("ln -s /images/debian-12.qcow2 debian-12.qcow2");
     let before = project.judge("sha256sum /images/debian-12.qcow2");
-    assert_eq!(project.rig.command("command -v qemu-img qemu-system-x86_64; true").run().unwrap().stdout, "");
+    assert_eq!(
+        project.rig.command("command -v qemu-img qemu-system-x86_64; true").run().unwrap().stdout,
+        ""
+    );
 
     let mut build = project.start("run debian.toml");
     let peak = peak_memory(&project, &mut build);
@@ -29,13 +32,17 @@ fn the_example_is_baked_from_a_debian_cloud_image_and_others_agree() {
     project.judge(&format!("cd {folder}; sha512sum -c SHA512SUM.txt; md5sum -c MD5SUM.txt"));
     for (extension, format) in FORMATS {
         let image = format!("{folder}/debian-web.{extension}");
-        project.judge(&format!("qemu-img compare -f {format} -F raw {image} {folder}/debian-web.raw"));
+        project
+            .judge(&format!("qemu-img compare -f {format} -F raw {image} {folder}/debian-web.raw"));
         if matches!(format, "qcow2" | "vdi") {
             project.judge(&format!("qemu-img check -f {format} {image}"));
         }
         if matches!(extension, "vdi" | "vhd" | "vmdk") {
             let listed = project.judge(&format!("7z l -slt {image}"));
-            assert!(listed.contains("Type = GPT") || listed.matches(".img").count() >= 2, "{listed}");
+            assert!(
+                listed.contains("Type = GPT") || listed.matches(".img").count() >= 2,
+                "{listed}"
+            );
         }
     }
     let raw = format!("{folder}/debian-web.raw");
@@ -52,15 +59,16 @@ fn the_example_is_baked_from_a_debian_cloud_image_and_others_agree() {
     assert_eq!(boots_again(&project, &folder), "hello");
 }
 
-/// Watches a build and returns the largest sum of its anonymous and file-backed memory, in KiB.
-/// Guest memory is a memfd's, so it counts as shared memory, apart from both.
+/// Watches a build and returns the most memory that it took beyond its guest's, in KiB: the resident
+/// part of every mapping smaller than the guest's memory of 1 GiB.
 fn peak_memory(project: &Project, build: &mut kvmbake_rig::Process<'_>) -> u64 {
     let watch = "while ! pid=$(pgrep -x kvmbake); do sleep 0.1; done; peak=0; \
-         while set -- $(awk '/^Rss(Anon|File):/ { sum += $2 } END { print sum + 0 }' /proc/$pid/status 2>/dev/null) \
-               && [ \"${1:-0}\" -gt 0 ]; do \
-           [ $1 -gt $peak ] && peak=$1; sleep 0.2; done; echo $peak";
+         while now=$(awk '/^Size:/ { guest = $2 >= 1000000 } /^Rss:/ && !guest { sum += $2 } END { print sum + 0 }' \
+                     /proc/$pid/smaps 2>/dev/null) && [ \"$now\" -gt 0 ]; do \
+           [ $now -gt $peak ] && peak=$now; sleep 0.2; done; echo $peak";
     assert!(build.wait_for("base", std::time::Duration::from_secs(60)), "{:?}", build.so_far());
-    let watched = project.rig.command(watch).timeout(crate::project::LIMIT).run().unwrap().expect(0);
+    let watched =
+        project.rig.command(watch).timeout(crate::project::LIMIT).run().unwrap().expect(0);
     watched.stdout.trim().parse().unwrap()
 }
 
@@ -70,7 +78,8 @@ fn root_offset(table: &str) -> u64 {
         let rest = line.split(key).nth(1)?.trim_start_matches(['=', ' ']);
         rest.split(',').next()?.trim().parse().ok()
     };
-    let parts = table.lines().filter_map(|line| Some((number(line, "size")?, number(line, "start")?)));
+    let parts =
+        table.lines().filter_map(|line| Some((number(line, "size")?, number(line, "start")?)));
     parts.max().unwrap().1 * 512
 }
 
@@ -83,7 +92,11 @@ fn assert_manifest(project: &Project, folder: &str) {
     assert!(manifest["steps"][1]["seconds"].as_f64().unwrap() > 0.0);
     let sums = project.judge(&format!("cat {folder}/SHA512SUM.txt"));
     for artifact in manifest["artifacts"].as_array().unwrap() {
-        let line = format!("{}  {}", artifact["sha512"].as_str().unwrap(), artifact["file"].as_str().unwrap());
+        let line = format!(
+            "{}  {}",
+            artifact["sha512"].as_str().unwrap(),
+            artifact["file"].as_str().unwrap()
+        );
         assert!(sums.contains(&line), "{line}");
     }
     assert!(manifest["disk"]["digest"].as_str().unwrap().starts_with("blake3-sparse:"));
@@ -101,7 +114,10 @@ fn boots_again(project: &Project, folder: &str) -> String {
            -drive file=again.qcow2,if=virtio,format=qcow2 -serial stdio </dev/null | tr -d '\\r'; rm again.qcow2"
     );
     let console = project.judge(&line);
-    let answer = console.lines().find_map(|line| line.split("MOTD:").nth(1)).map(|rest| rest.trim_end_matches(':'));
+    let answer = console
+        .lines()
+        .find_map(|line| line.split("MOTD:").nth(1))
+        .map(|rest| rest.trim_end_matches(':'));
     answer.unwrap_or_else(|| panic!("no answer:\n{console}")).to_string()
 }
 
@@ -145,11 +161,13 @@ format = "qcow2"
 
 #[test]
 fn the_generic_kernel_boots_with_its_own_initrd() {
-    let profile = LIGHT.replace("light.qcow2", "light-generic.qcow2").replace("cpus = 1", "cpus = 2")
-        + "[[step]]\nshell = [\"uname -r\", \"nproc\"]\n[[output]]\nformat = \"qcow2\"\n";
+    let profile =
+        LIGHT.replace("light.qcow2", "light-generic.qcow2").replace("cpus = 1", "cpus = 2")
+            + "[[step]]\nshell = [\"uname -r\", \"nproc\"]\n[[output]]\nformat = \"qcow2\"\n";
     let project = Project::with_profile("generic", &profile);
     let output = project.kvmbake("run p.toml").expect(0);
-    let printed: Vec<&str> = output.stderr.lines().filter_map(|line| line.split("| ").nth(1)).collect();
+    let printed: Vec<&str> =
+        output.stderr.lines().filter_map(|line| line.split("| ").nth(1)).collect();
     assert!(printed[0].ends_with("-amd64") && !printed[0].contains("cloud"), "{printed:?}");
     assert_eq!(printed[1], "2");
 }

@@ -19,16 +19,26 @@ fn fails(name: &str, profile: &str) -> String {
 
 #[test]
 fn a_failing_step_tells_its_command_code_and_last_lines() {
-    let message = fails("failing", &with_step("shell = [\"true\", \"echo almost; ls /nonexistent\"]"));
-    for part in ["Step 1", "Command 2 of 2", "exit code 2", "almost", "/nonexistent", "last lines of the console"] {
+    let message =
+        fails("failing", &with_step("shell = [\"true\", \"echo almost; ls /nonexistent\"]"));
+    for part in [
+        "Step 1",
+        "Command 2 of 2",
+        "exit code 2",
+        "almost",
+        "/nonexistent",
+        "last lines of the console",
+    ] {
         assert!(message.contains(part), "{part} is not in\n{message}");
     }
 }
 
 #[test]
 fn a_step_past_its_time_is_killed() {
-    let message =
-        fails("slow", &with_step("shell = { inline = \"echo begun; sleep 600\", timeout = \"3s\" }"));
+    let message = fails(
+        "slow",
+        &with_step("shell = { inline = \"echo begun; sleep 600\", timeout = \"3s\" }"),
+    );
     assert!(message.contains("ran longer than 3.0 s and was killed"), "{message}");
     assert!(message.contains("begun"), "{message}");
 }
@@ -38,7 +48,10 @@ fn a_panic_ends_the_build_at_once_with_the_console() {
     let begun = std::time::Instant::now();
     let step = "shell = \"echo 1 | sudo tee /proc/sys/kernel/sysrq; echo c | sudo tee /proc/sysrq-trigger\"";
     let message = fails("panic", &with_step(step));
-    assert!(message.contains("The guest panicked: Kernel panic - not syncing: sysrq triggered crash"), "{message}");
+    assert!(
+        message.contains("The guest panicked: Kernel panic - not syncing: sysrq triggered crash"),
+        "{message}"
+    );
     assert!(message.contains("Call Trace") || message.contains("RIP:"), "{message}");
     // The SSH time-out is three minutes, keep-alives take two: neither may have been what ended it.
     assert!(begun.elapsed().as_secs() < 110, "{:?}", begun.elapsed());
@@ -68,7 +81,8 @@ fn a_guest_without_a_network_is_told_from_one_that_refuses_the_key() {
 #[test]
 fn a_guest_without_sshd_is_named() {
     let step = "shell = \"sudo rm -f /usr/sbin/sshd; sudo sync\"";
-    let project = Project::with_profile("no-sshd", &with_step(step).replace("\"raw\"", "\"qcow2\""));
+    let project =
+        Project::with_profile("no-sshd", &with_step(step).replace("\"raw\"", "\"qcow2\""));
     project.kvmbake("run p.toml").expect(0);
     let derived = format!("{}/light.qcow2", project.finished());
     let profile = LIGHT.replace("/images/light.qcow2", &derived).replace("3m", "45s") + OUTPUT;
@@ -88,7 +102,11 @@ fn a_full_output_disk_is_named_whether_the_guest_or_the_export_fills_it() {
     project.write("p.toml", &with_step("shell = \"head -c 150000000 /dev/urandom > f && sync f\""));
     let output = project.kvmbake("run p.toml");
     assert!(output.status == 1 || output.status == 3, "{output:?}");
-    assert!(output.stderr.contains("o space left") || output.stderr.contains("is it full?"), "{}", output.stderr);
+    assert!(
+        output.stderr.contains("o space left") || output.stderr.contains("is it full?"),
+        "{}",
+        output.stderr
+    );
     project.assert_nothing_left();
     project.judge("umount out");
 }

@@ -35,7 +35,8 @@ fn ctrl_c_in_any_stage_leaves_nothing() {
         assert!(output.stderr.contains("Interrupted"), "{}", output.stderr);
         project.assert_nothing_left();
     }
-    let text = profile().replace("sleep 300", "true").replace("checksum = \"sha512:CHECKSUM\"\n", "");
+    let text =
+        profile().replace("sleep 300", "true").replace("checksum = \"sha512:CHECKSUM\"\n", "");
     project.write("p.toml", &text);
     stopped(&project, "  export  ", "INT").expect(130);
     project.assert_nothing_left();
@@ -45,8 +46,14 @@ fn ctrl_c_in_any_stage_leaves_nothing() {
 fn what_a_killed_build_left_is_removed_by_the_next_one() {
     let project = project("killed");
     stopped(&project, "asleep", "KILL");
-    assert!(project.judge("ls -A out").contains(".kvmbake-light-"), "the dead build left its folder");
-    project.write("p.toml", &profile().replace("sleep 300", "true").replace("checksum = \"sha512:CHECKSUM\"\n", ""));
+    assert!(
+        project.judge("ls -A out").contains(".kvmbake-light-"),
+        "the dead build left its folder"
+    );
+    project.write(
+        "p.toml",
+        &profile().replace("sleep 300", "true").replace("checksum = \"sha512:CHECKSUM\"\n", ""),
+    );
     let output = project.kvmbake("run p.toml").expect(0);
     assert!(output.stderr.contains("which a dead build left"), "{}", output.stderr);
     let folder = project.finished();

@@ -70,7 +70,15 @@ impl Project {
     pub fn judge(&self, line: &str) -> String {
         // The peers' programs are root's alone, so that no build can lean on them.
         let line = format!("export PATH=/opt/peer/bin:$PATH; set -e; {line}");
-        self.rig.command(line).root().folder(&self.folder).timeout(LIMIT).run().unwrap().expect(0).stdout
+        self.rig
+            .command(line)
+            .root()
+            .folder(&self.folder)
+            .timeout(LIMIT)
+            .run()
+            .unwrap()
+            .expect(0)
+            .stdout
     }
 
     /// Returns the only finished build's folder.
