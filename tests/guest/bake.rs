@@ -130,7 +130,7 @@ serve = "www"
 
 [[step]]
 name = "settings"
-shell = {{ inline = ["test $(pwd) = /tmp", "test $ROLE = 'w e b'", "test $(id -u) = 0", "exit 7"], env = {{ ROLE = "w e b" }}, sudo = true, workdir = "/tmp", expect = 7, timeout = "60s" }}
+shell = {{ inline = ["test $(pwd) = /tmp", 'test "$ROLE" = "w e b"', "test $(id -u) = 0", "exit 7"], env = {{ ROLE = "w e b" }}, sudo = true, workdir = "/tmp", expect = [0, 7], timeout = "60s" }}
 
 [[step]]
 shell = "busybox wget -q -O - http://10.0.2.100/hello.txt"

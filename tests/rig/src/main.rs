@@ -17,7 +17,7 @@ Usage: kvmbake-rig build                    Build everything in the cache, and t
 Options: --root           As root rather than as `builder` (QEMU is in /opt/peer/bin)
          --put FILE       Copy FILE of the host to /work first; may be given several times
          --put FILE:PATH  Copy it to PATH
-         --get PATH:FILE  Copy PATH of L1 to FILE of the host at the end; may be given several times
+         --get PATH:FILE  Copy PATH of L1, a file or folder, to FILE of the host at the end; may be given several times
 Images:  light.qcow2, debian-12.qcow2, light-generic.qcow2; in L1 under /images, with .vmlinuz and .initrd beside";
 
 #[derive(Debug, Default)]
@@ -64,7 +64,9 @@ fn parse(words: &[String]) -> Result<Options, ()> {
         match word.as_str() {
             "--root" => options.root = true,
             "--put" => options.put.push(words.next().ok_or(())?.clone()),
-            "--get" => options.get.push(words.next().ok_or(())?.clone()),
+            "--get" => {
+                options.get.push(words.next().filter(|word| word.contains(':')).ok_or(())?.clone())
+            }
             "--" => {
                 options.line = words.by_ref().cloned().collect();
                 if options.line.is_empty() {
@@ -117,8 +119,10 @@ fn run(options: &Options) -> Result<u8, RigError> {
     let code = status.code().unwrap_or(255);
     eprintln!("rig: ended with {code} after {:.1} s", start.elapsed().as_secs_f32());
     for item in &options.get {
-        if let Some((remote, local)) = item.split_once(':') {
-            rig.get(remote, local)?;
+        let Some((remote, local)) = item.split_once(':') else { continue };
+        let folder = if remote.starts_with('/') { "" } else { "/work/" };
+        if let Err(error) = rig.get(&format!("{folder}{remote}"), local) {
+            eprintln!("rig: {}", kvmbake_rig::chain(&error));
         }
     }
     Ok(u8::try_from(code).unwrap_or(255))
