@@ -28,5 +28,9 @@ system_info:
     sudo: ["ALL=(ALL) NOPASSWD:ALL"]
     shell: /bin/bash
 CLOUD
+# A locale that needs no generating, as Debian's cloud image has it; and what locale-gen needs should a user want another.
+echo 'LANG=C.UTF-8' > "$tree/etc/default/locale"
+mkdir -p "$tree/usr/share/locale"
+ln -sf /etc/locale.alias "$tree/usr/share/locale/locale.alias"
 chroot "$tree" systemctl enable systemd-networkd systemd-resolved systemd-timesyncd serial-getty@ttyS0.service > /dev/null 2>&1
 ln -sf /run/systemd/resolve/stub-resolv.conf "$tree/etc/resolv.conf"
