@@ -3,6 +3,7 @@
 
 use std::error::Error as StdError;
 use std::fmt;
+use std::ops::{Deref, DerefMut};
 
 use crate::profile::Fault;
 
@@ -40,9 +41,13 @@ pub struct Excerpt {
     pub lines: Vec<String>,
 }
 
-/// A failed command.
+/// A failed command. The details are boxed, so that a `Result` stays small on its way up.
 #[derive(Debug)]
-pub struct Error {
+pub struct Error(Box<Details>);
+
+/// What is known of a failure.
+#[derive(Debug)]
+pub struct Details {
     /// Whose fault it was.
     pub blame: Blame,
     /// What failed: a sentence without its full stop. Empty when `faults` say it all.
@@ -60,14 +65,14 @@ pub struct Error {
 impl Error {
     /// An error with nothing but its message.
     pub fn new(blame: Blame, message: impl Into<String>) -> Error {
-        Error {
+        Error(Box::new(Details {
             blame,
             message: message.into(),
             causes: Vec::new(),
             hint: None,
             excerpts: Vec::new(),
             faults: Vec::new(),
-        }
+        }))
     }
 
     /// The input is at fault.
@@ -77,7 +82,9 @@ impl Error {
 
     /// The profile is at fault, at these places.
     pub fn profile(faults: Vec<Fault>) -> Error {
-        Error { faults, ..Error::input("") }
+        let mut error = Error::input("");
+        error.faults = faults;
+        error
     }
 
     /// Something failed inside the guest.
@@ -116,6 +123,20 @@ impl Error {
             self.excerpts.push(Excerpt { title: title.into(), lines });
         }
         self
+    }
+}
+
+impl Deref for Error {
+    type Target = Details;
+
+    fn deref(&self) -> &Details {
+        &self.0
+    }
+}
+
+impl DerefMut for Error {
+    fn deref_mut(&mut self) -> &mut Details {
+        &mut self.0
     }
 }
 

@@ -203,7 +203,7 @@ impl Guest {
         let answered = matches!(last, Some(AttemptError::Connect(_)));
         let cause = if activity.frames_from_guest == 0 {
             "the guest never used its network".to_string()
-        } else if !matches!(activity.lease, Lease::Bound { .. }) && !answered {
+        } else if !matches!(activity.lease, Lease::Bound) && !answered {
             "the guest never took an address by DHCP".to_string()
         } else {
             last.map_or_else(
@@ -213,7 +213,7 @@ impl Guest {
         };
         let waited = Elapsed(gave_up.waited);
         let mut error = self.failed(format!("SSH did not come up within {waited}: {cause}"));
-        error.hint = hint(last, &self.setup.plan.profile.ssh.user).or(error.hint);
+        error.hint = hint(last, &self.setup.plan.profile.ssh.user).or(error.hint.take());
         let disk = self.setup.disk.counts();
         error.causes.push(format!(
             "the guest read {} from its disk and sent {} network frames",
@@ -326,8 +326,7 @@ fn no_machine(error: &kvmbake_vmm::Error) -> Error {
 
 fn network(plan: &Plan) -> Result<NatConfig, Error> {
     let net = &plan.profile.net;
-    let mut config = NatConfig::default();
-    config.host_loopback = net.host_loopback;
+    let mut config = NatConfig { host_loopback: net.host_loopback, ..NatConfig::default() };
     if let Some(dns) = net.dns {
         config.resolvers = Resolvers::Fixed(vec![std::net::SocketAddr::from((dns, 53))]);
     }

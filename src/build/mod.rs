@@ -30,7 +30,6 @@ pub use plan::Plan;
 
 use crate::checksum::{self, Algorithm, Checksum};
 use crate::error::{Blame, Error};
-use crate::profile::Seed;
 use crate::profile::units::Size;
 use crate::report::{Event, Report, Stage};
 use console::Console;
@@ -221,13 +220,13 @@ impl Build<'_> {
     /// The seed disk. Its instance id follows from the key, so that cloud-init sees a new instance
     /// in each build and the same one after a reboot within it.
     fn seed(&self, key: &BuildKey) -> Result<Option<Arc<MemoryBlock>>, Error> {
-        let Seed::NoCloud { hostname, .. } = &self.plan.profile.seed else { return Ok(None) };
+        let Some(seed) = &self.plan.profile.seed else { return Ok(None) };
         let public_key = key.public_openssh();
         let digest = checksum::of_bytes(public_key.as_bytes()).to_string();
         let id: String = digest.chars().skip("sha256:".len()).take(16).collect();
         let seed = NoCloud {
             instance_id: format!("kvmbake-{id}"),
-            hostname: hostname.clone(),
+            hostname: seed.hostname.clone(),
             user_data: self.plan.user_data.clone(),
             vendor_data: None,
             network_config: self.plan.network_config.clone(),

@@ -16,7 +16,7 @@ use super::step::shell_step;
 use crate::checksum;
 use crate::error::Error;
 use crate::profile::units::Size;
-use crate::profile::{Fault, Named, Profile, Run, Seed, Source, Text};
+use crate::profile::{Fault, Named, Profile, Run, Source, Text};
 
 /// Largest profile, user-data or key; anything beyond is not what it is taken for.
 const TEXT_LIMIT: u64 = 4 << 20;
@@ -51,14 +51,11 @@ impl Plan {
         let profile = Profile::parse(Source::new(path, text)).map_err(Error::profile)?;
         let mut faults = Vec::new();
         let base = open_base(&profile, &mut faults);
-        let user_data = match &profile.seed {
-            Seed::NoCloud { user_data: Some(text), .. } => read_text(text, &mut faults),
-            _ => None,
-        };
-        let network_config = match &profile.seed {
-            Seed::NoCloud { network_config: Some(text), .. } => read_text(text, &mut faults),
-            _ => None,
-        };
+        let seed = profile.seed.as_ref();
+        let user_data = seed.and_then(|seed| seed.user_data.as_ref());
+        let user_data = user_data.and_then(|text| read_text(text, &mut faults));
+        let network_config = seed.and_then(|seed| seed.network_config.as_ref());
+        let network_config = network_config.and_then(|text| read_text(text, &mut faults));
         let private_key =
             profile.ssh.private_key.as_ref().and_then(|path| read_key(path, &mut faults));
         check_steps(&profile, &mut faults);

@@ -36,8 +36,8 @@ pub struct Profile {
     pub machine: Machine,
     /// `[boot]`
     pub boot: Boot,
-    /// `[seed]`
-    pub seed: Seed,
+    /// `[seed]`; `None` for a seed of kind "none"
+    pub seed: Option<NoCloud>,
     /// `[ssh]`
     pub ssh: Ssh,
     /// `[net]`
@@ -96,20 +96,15 @@ pub struct Boot {
     pub append: Option<String>,
 }
 
-/// First-boot configuration.
-#[derive(Debug)]
-pub enum Seed {
-    /// No seed disk.
-    None,
-    /// cloud-init's NoCloud.
-    NoCloud {
-        /// The guest's host name.
-        hostname: Option<String>,
-        /// The user-data.
-        user_data: Option<Text>,
-        /// The network-config.
-        network_config: Option<Text>,
-    },
+/// First-boot configuration for cloud-init's NoCloud.
+#[derive(Debug, Default)]
+pub struct NoCloud {
+    /// The guest's host name.
+    pub hostname: Option<String>,
+    /// The user-data.
+    pub user_data: Option<Text>,
+    /// The network-config.
+    pub network_config: Option<Text>,
 }
 
 /// A text that stands in the profile or in a file beside it.
@@ -235,7 +230,7 @@ struct Parts {
     image: Image,
     machine: Machine,
     boot: Boot,
-    seed: Seed,
+    seed: Option<NoCloud>,
     ssh: Ssh,
     net: Net,
     steps: Vec<Step>,
@@ -346,12 +341,10 @@ impl Context<'_> {
         boot
     }
 
-    fn seed(&self, reader: Option<Reader<'_, '_>>) -> Seed {
-        let Some(reader) = reader else {
-            return Seed::NoCloud { hostname: None, user_data: None, network_config: None };
-        };
+    fn seed(&self, reader: Option<Reader<'_, '_>>) -> Option<NoCloud> {
+        let Some(reader) = reader else { return Some(NoCloud::default()) };
         let kind = reader.required_string("kind");
-        let seed = Seed::NoCloud {
+        let seed = NoCloud {
             hostname: reader.string("hostname").map(|at| at.value),
             user_data: reader.string("user_data").map(|at| self.text(at)),
             network_config: reader.string("network_config").map(|at| self.text(at)),
@@ -360,19 +353,19 @@ impl Context<'_> {
             Some(kind) if kind.value == "none" => {
                 if !matches!(
                     seed,
-                    Seed::NoCloud { hostname: None, user_data: None, network_config: None }
+                    NoCloud { hostname: None, user_data: None, network_config: None }
                 ) {
                     reader.fault(&kind.span, "A seed of kind \"none\" takes no other key");
                 }
-                Seed::None
+                None
             }
             Some(kind) if kind.value != "nocloud" => {
                 let message =
                     format!("`{}` is no kind of seed; known are nocloud and none", kind.value);
                 reader.fault(&kind.span, message);
-                Seed::None
+                None
             }
-            _ => seed,
+            _ => Some(seed),
         };
         reader.finish();
         seed

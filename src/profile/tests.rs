@@ -121,9 +121,7 @@ fn a_shell_step_runs_one_thing() {
 #[test]
 fn user_data_of_several_lines_stands_for_itself() {
     let text = SOUND.replace("\"user-data.yaml\"", "\"#cloud-config\\n{}\"");
-    let Seed::NoCloud { user_data: Some(Text::Inline(text)), .. } = parse(&text).unwrap().seed
-    else {
-        panic!("not inline");
-    };
+    let seed = parse(&text).unwrap().seed.unwrap();
+    let Some(Text::Inline(text)) = seed.user_data else { panic!("not inline") };
     assert_eq!(text, "#cloud-config\n{}");
 }

@@ -3,9 +3,10 @@
 //! A vCPU only appends to a bounded queue; one thread writes what has gathered, in batches of [`BATCH`] time. A reader that falls
 //! too far behind loses output, and the place is marked: the guest never waits for it.
 
-use std::io::Write;
+use std::io::{self, ErrorKind, Write};
 use std::mem;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread;
 use std::time::Duration;
 
 use crate::devices::serial::ConsoleOutput;
@@ -79,7 +80,7 @@ impl Console {
                     format!("\r\n[{lost} bytes of console output lost]\r\n").as_bytes(),
                 );
             }
-            if let Err(error) = writer.write_all(&batch).and_then(|()| writer.flush()) {
+            if let Err(error) = self.deliver(&mut *writer, &batch) {
                 tracing::warn!(%error, "console output can no longer be written");
                 self.lock().closed = true;
                 return;
@@ -89,6 +90,22 @@ impl Console {
                 return;
             }
         }
+    }
+
+    /// Writes all of `batch`. A writer that cannot take more just now is asked again, until the console is closed.
+    fn deliver(&self, writer: &mut dyn Write, mut batch: &[u8]) -> io::Result<()> {
+        while !batch.is_empty() {
+            match writer.write(batch) {
+                Ok(0) => return Err(ErrorKind::WriteZero.into()),
+                Ok(written) => batch = &batch[written..],
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == ErrorKind::WouldBlock && !self.lock().closed => {
+                    thread::sleep(BATCH);
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        writer.flush()
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -121,7 +138,6 @@ impl ConsoleOutput for Input {
 #[cfg(test)]
 mod tests {
     use std::sync::mpsc;
-    use std::thread;
 
     use super::*;
 
@@ -154,6 +170,25 @@ mod tests {
         console.close();
         writer.join().unwrap();
         assert_eq!(*collector.0.lock().unwrap(), b"one\ntwo\nthree");
+    }
+
+    #[test]
+    fn a_writer_that_would_block_is_asked_again() {
+        struct Reluctant(Collector, bool);
+        impl Write for Reluctant {
+            fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+                self.1 = !self.1;
+                if self.1 { Err(ErrorKind::WouldBlock.into()) } else { self.0.write(&bytes[..1]) }
+            }
+            fn flush(&mut self) -> io::Result<()> {
+                Ok(())
+            }
+        }
+        let console = Console::new();
+        console.open();
+        let collector = Collector::default();
+        console.deliver(&mut Reluctant(collector.clone(), false), b"abc").unwrap();
+        assert_eq!(*collector.0.lock().unwrap(), b"abc");
     }
 
     #[test]

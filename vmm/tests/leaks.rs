@@ -37,9 +37,7 @@ fn machine() -> Machine {
 fn loaded() -> Machine {
     let mut machine = machine();
     machine.set_console(Box::new(std::io::sink()));
-    machine
-        .load_image(&Image { kernel: &spinning_kernel(), initrd: None, cmdline: "" })
-        .unwrap();
+    machine.load_image(&Image { kernel: &spinning_kernel(), initrd: None, cmdline: "" }).unwrap();
     machine
 }
 

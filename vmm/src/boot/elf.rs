@@ -69,7 +69,9 @@ impl<F: FnMut(u64, &[u8]) -> Result<(), PayloadError>> ElfStream<F> {
     pub fn finish(self) -> Result<Loaded, PayloadError> {
         let loaded = self.loaded.ok_or_else(|| {
             let bytes = self.head.len();
-            PayloadError::Damaged(format!("an ELF file of {bytes:#x} bytes ends within its headers"))
+            PayloadError::Damaged(format!(
+                "an ELF file of {bytes:#x} bytes ends within its headers"
+            ))
         })?;
         for (index, segment) in self.segments.iter().enumerate() {
             if segment.offset + segment.len > self.position {
@@ -122,8 +124,11 @@ fn parse(head: &[u8]) -> Result<Option<(Loaded, Vec<Segment>)>, PayloadError> {
     let table = u64_at(head, 0x20);
     let (size, count) = (usize::from(u16_at(head, 0x36)), usize::from(u16_at(head, 0x38)));
     let table_end = table.checked_add((size * count) as u64);
-    let Some(table_end) = table_end.filter(|end| size >= PROGRAM_HEADER && count > 0 && *end <= HEAD_LIMIT) else {
-        let message = format!("{count} program headers of {size} bytes at {table:#x} in an ELF file");
+    let Some(table_end) =
+        table_end.filter(|end| size >= PROGRAM_HEADER && count > 0 && *end <= HEAD_LIMIT)
+    else {
+        let message =
+            format!("{count} program headers of {size} bytes at {table:#x} in an ELF file");
         return Err(PayloadError::Damaged(message));
     };
     if (head.len() as u64) < table_end {
@@ -136,7 +141,11 @@ fn parse(head: &[u8]) -> Result<Option<(Loaded, Vec<Segment>)>, PayloadError> {
         if u32_at(header, 0) != PT_LOAD {
             continue;
         }
-        let segment = Segment { offset: u64_at(header, 8), address: u64_at(header, 24), len: u64_at(header, 32) };
+        let segment = Segment {
+            offset: u64_at(header, 8),
+            address: u64_at(header, 24),
+            len: u64_at(header, 32),
+        };
         let memory = u64_at(header, 40).max(segment.len);
         let ends = segment.offset.checked_add(segment.len).zip(segment.address.checked_add(memory));
         let Some((_, end)) = ends else {

@@ -78,7 +78,13 @@ impl KernelImage {
         if file.starts_with(b"\x7fELF") {
             let payload = 0..file.len();
             let compression = Compression::None;
-            return Ok(KernelImage { file, payload, setup_header: None, compression, version: None });
+            return Ok(KernelImage {
+                file,
+                payload,
+                setup_header: None,
+                compression,
+                version: None,
+            });
         }
         if file.get(..8) == Some(b"MZ\0\0zimg") {
             return Err(PayloadError::Unsupported(

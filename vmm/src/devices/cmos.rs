@@ -79,7 +79,7 @@ impl Cmos {
         let time = Civil::from_unix(self.now());
         let status = self.memory[usize::from(STATUS_B)];
         let encode = |value: u8| {
-            if status & STATUS_B_BINARY != 0 { value } else { value / 10 << 4 | value % 10 }
+            if status & STATUS_B_BINARY != 0 { value } else { ((value / 10) << 4) | (value % 10) }
         };
         let hours = if status & STATUS_B_24_HOURS != 0 {
             encode(time.hour)
@@ -139,7 +139,7 @@ impl Cmos {
 
     fn write_data(&mut self, value: u8) {
         match self.index {
-            STATUS_C | STATUS_D => return,
+            STATUS_C | STATUS_D => {}
             // The update-in-progress bit is read-only and never set.
             STATUS_A => self.memory[usize::from(STATUS_A)] = value & 0x7f,
             STATUS_B => {

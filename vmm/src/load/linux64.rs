@@ -86,8 +86,7 @@ pub fn load(
     })?;
     let mut params = boot_params { acpi_rsdp_addr: rsdp, ..Default::default() };
     if let Some(initrd) = image.initrd {
-        let address =
-            place_initrd(bytes, kernel.end, initrd.len() as u64, header.initrd_addr_max)?;
+        let address = place_initrd(bytes, kernel.end, initrd.len() as u64, header.initrd_addr_max)?;
         write(memory, initrd, address)?;
         header.ramdisk_image = address as u32;
         header.ramdisk_size = initrd.len() as u32;

@@ -41,6 +41,13 @@ impl Registers {
     }
 }
 
+impl Registers {
+    /// Returns whether they are those after a reset, as KVM leaves them behind a triple fault on AMD.
+    fn is_reset(&self) -> bool {
+        (self.rip, self.cs, self.cr3) == (0xfff0, 0xf000, 0)
+    }
+}
+
 impl fmt::Display for Registers {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { rip, rsp, rflags, cr0, cr2, cr3, cr4, efer, cs, cpl } = self;
@@ -128,6 +135,9 @@ impl fmt::Display for Failure {
                 )?;
             }
             Cause::Panicked { message } => write!(f, "Machine code panicked: {message}")?,
+        }
+        if self.registers.is_reset() {
+            return write!(f, " (vCPU {}; its registers are lost)", self.vcpu);
         }
         write!(f, " (vCPU {}: {})", self.vcpu, self.registers)
     }

@@ -9,8 +9,8 @@ use std::sync::mpsc::{self, Receiver, Sender};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, UNIX_EPOCH};
 
-use kvmbake_vmm::bus::{Action, BusDevice};
 use kvmbake_vmm::boot::KernelImage;
+use kvmbake_vmm::bus::{Action, BusDevice};
 use kvmbake_vmm::{Cause, Error, Exit, Image, Machine, MachineConfig, Running};
 use vmm_sys_util::eventfd::EventFd;
 
@@ -143,9 +143,12 @@ fn serial_output_arrives_and_s5_shuts_down() {
     assert_eq!(Guest::new(guests::SERIAL_AND_OFF).run(), (Exit::Shutdown, "Hi!\r\n".to_owned()));
 }
 
+/// `r` or `w`, the offset, the bytes.
+type Access = (char, u64, Vec<u8>);
+
 #[derive(Clone, Default)]
 struct Recorder {
-    seen: Arc<Mutex<Vec<(char, u64, Vec<u8>)>>>,
+    seen: Arc<Mutex<Vec<Access>>>,
 }
 
 impl BusDevice for Recorder {
@@ -225,7 +228,7 @@ fn triple_fault_is_a_failure_that_says_so() {
     let (exit, _) = Guest::new(guests::TRIPLE_FAULT).run();
     let Exit::Failed(failure) = &exit else { panic!("{exit}") };
     assert_eq!((failure.vcpu, &failure.cause), (0, &Cause::TripleFault));
-    assert!(exit.to_string().starts_with("Triple fault (vCPU 0: rip="), "{exit}");
+    assert!(exit.to_string().starts_with("Triple fault (vCPU 0"), "{exit}");
 }
 
 #[test]
