@@ -1,13 +1,20 @@
-//! What is done with finished images: comparing each with the disk and taking its checksums.
+//! What is done with finished images: comparing them with the disk and taking their checksums.
 //!
-//! The jobs of all images share one queue and as many threads as there are processors, the
-//! longest first, so that they end together.
+//! The comparison reads all images side by side, from the files as they are now and through the
+//! readers: the first must have the disk's digest, the others the same chunks as the first, which
+//! costs one hash however many images there are.
+//!
+//! The jobs share one queue and as many threads as there are processors, the longest first, so
+//! that they end together.
 
 use std::sync::{Mutex, PoisonError};
 use std::thread;
 
-use crate::checksum::checksum;
-use crate::digest::{DiskDigest, digest_of};
+use kvmbake_disk::Block;
+
+use crate::checksum::{Algorithm, checksum};
+use crate::chunk::{Chunk, Scanner, UNIT, is_zero};
+use crate::digest::{ContentHasher, DiskDigest};
 use crate::error::Error;
 use crate::export::{Options, Target};
 use crate::image::{self, OpenOptions};
@@ -34,8 +41,7 @@ pub(crate) struct Checked {
 #[derive(Clone, Copy)]
 enum Job {
     Compare,
-    Sha512,
-    Md5,
+    Checksum(usize, Algorithm),
 }
 
 /// Checks every image; `targets` and `file_sizes` run in parallel.
@@ -48,13 +54,13 @@ pub(crate) fn check(
     cancel: Cancel<'_>,
 ) -> Result<Vec<Checked>, Error> {
     let mut jobs = Vec::new();
-    for (index, size) in file_sizes.iter().enumerate() {
-        if let (true, Some(expected)) = (options.verify, expected) {
-            jobs.push((expected.data, Job::Compare, index));
-        }
-        if options.checksums {
-            jobs.push((*size, Job::Sha512, index));
-            jobs.push((*size, Job::Md5, index));
+    if let (true, Some(expected)) = (options.verify, expected) {
+        jobs.push((expected.data * targets.len() as u64, Job::Compare));
+    }
+    if options.checksums {
+        for (index, size) in file_sizes.iter().enumerate() {
+            jobs.push((*size, Job::Checksum(index, Algorithm::Sha512)));
+            jobs.push((*size, Job::Checksum(index, Algorithm::Md5)));
         }
     }
     let mut results = vec![Checked::default(); targets.len()];
@@ -65,15 +71,15 @@ pub(crate) fn check(
     progress.started(Stage::Verify, jobs.iter().map(|job| job.0).sum());
     let threads = thread::available_parallelism().map_or(1, usize::from).min(jobs.len());
     let jobs = Mutex::new(jobs);
-    let work = || -> Result<Vec<(usize, Job, String)>, Error> {
+    let work = || -> Result<Vec<(Job, String)>, Error> {
         let mut done = Vec::new();
         loop {
             // A queue is sound whatever happened to another thread while it was held.
             let job = jobs.lock().unwrap_or_else(PoisonError::into_inner).pop();
-            let Some((_, job, index)) = job else { return Ok(done) };
-            let result = run(job, &targets[index], expected, progress, cancel);
+            let Some((_, job)) = job else { return Ok(done) };
+            let result = run(job, targets, expected, progress, cancel);
             let result = result.inspect_err(|_| cancel.fail())?;
-            done.push((index, job, result));
+            done.push((job, result));
         }
     };
     let joined: Vec<_> = thread::scope(|scope| {
@@ -84,11 +90,13 @@ pub(crate) fn check(
     for outcome in joined {
         match outcome.unwrap_or_else(|panic| std::panic::resume_unwind(panic)) {
             Ok(done) => {
-                for (index, job, result) in done {
+                for (job, result) in done {
                     match job {
                         Job::Compare => {}
-                        Job::Sha512 => results[index].sha512 = Some(result),
-                        Job::Md5 => results[index].md5 = Some(result),
+                        Job::Checksum(index, Algorithm::Sha512) => {
+                            results[index].sha512 = Some(result);
+                        }
+                        Job::Checksum(index, Algorithm::Md5) => results[index].md5 = Some(result),
                     }
                 }
             }
@@ -106,7 +114,7 @@ pub(crate) fn check(
 
 fn run(
     job: Job,
-    target: &Target,
+    targets: &[Target],
     expected: Option<Expected>,
     progress: &dyn Progress,
     cancel: Cancel<'_>,
@@ -115,44 +123,147 @@ fn run(
     match job {
         Job::Compare => {
             if let Some(expected) = expected {
-                compare(target, expected, cancel, &advanced)?;
+                compare(targets, expected, cancel, &advanced)?;
             }
             Ok(String::new())
         }
-        Job::Sha512 => checksum::<sha2::Sha512>(&ImageFile::open(&target.path)?, cancel, &advanced),
-        Job::Md5 => checksum::<md5::Md5>(&ImageFile::open(&target.path)?, cancel, &advanced),
+        Job::Checksum(index, algorithm) => {
+            checksum(&ImageFile::open(&targets[index].path)?, algorithm, cancel, &advanced)
+        }
     }
 }
 
-/// Reads the image back and compares it: the same bytes over the disk's size, zeroes behind.
+/// Reads every image back and compares it: the disk's bytes over the disk's size, zeroes behind.
 fn compare(
-    target: &Target,
+    targets: &[Target],
     expected: Expected,
     cancel: Cancel<'_>,
     advanced: &dyn Fn(u64),
 ) -> Result<(), Error> {
-    let mismatch =
-        |reason| Error::Mismatch { path: target.path.clone(), format: target.format, reason };
-    let disk = image::open(&target.path, &OpenOptions::with_format(target.format))?;
-    if disk.len() < expected.size {
-        return Err(mismatch(format!("{} bytes instead of {}", disk.len(), expected.size)));
+    let mut disks = Vec::new();
+    for target in targets {
+        let disk = image::open(&target.path, &OpenOptions::with_format(target.format))?;
+        check_rest(target, &*disk, expected.size, cancel)?;
+        disks.push(disk);
     }
-    let found = digest_of(&*disk, expected.size, cancel, advanced)?;
+    let mut scans: Vec<_> = disks
+        .iter()
+        .map(|disk| (Scanner::new(&**disk, expected.size), Chunk::unpooled()))
+        .collect();
+    let mut hasher = ContentHasher::new();
+    let Some(((first_scan, first), others)) = scans.split_first_mut() else { return Ok(()) };
+    loop {
+        let more = first_scan.read(first, cancel)?;
+        for ((scan, chunk), target) in others.iter_mut().zip(&targets[1..]) {
+            let has_more = scan.read(chunk, cancel)?;
+            if has_more != more || (more && !chunk.has_content_of(first)) {
+                let place = [more.then_some(&*first), has_more.then_some(&*chunk)];
+                let at = place.into_iter().flatten().map(Chunk::offset).min().unwrap_or(0);
+                let other = targets[0].path.display();
+                return Err(mismatch(
+                    target,
+                    format!("it differs from {other} in the mebibyte at {at:#x}"),
+                ));
+            }
+        }
+        if !more {
+            break;
+        }
+        hasher.update(first);
+        advanced(first.data_len() * targets.len() as u64);
+    }
+    let found = hasher.finish(expected.size);
     if found != expected.digest {
-        return Err(mismatch(format!("it reads as {found}, the disk as {}", expected.digest)));
+        let reason = format!("it reads as {found}, the disk as {}", expected.digest);
+        return Err(mismatch(&targets[0], reason));
     }
-    let mut rest = vec![0; (disk.len() - expected.size).min(1 << 20) as usize];
-    let mut at = expected.size;
+    Ok(())
+}
+
+/// Checks that the image is as large as the disk, and zero where it is larger.
+fn check_rest(
+    target: &Target,
+    disk: &dyn Block,
+    size: u64,
+    cancel: Cancel<'_>,
+) -> Result<(), Error> {
+    if disk.len() < size {
+        return Err(mismatch(target, format!("{} bytes instead of {size}", disk.len())));
+    }
+    let mut rest = vec![0; (disk.len() - size).min(UNIT as u64) as usize];
+    let mut at = size;
     while at < disk.len() {
+        cancel.check()?;
         let len = (disk.len() - at).min(rest.len() as u64) as usize;
         disk.read_at(&mut rest[..len], at)?;
-        if !crate::chunk::is_zero(&rest[..len]) {
-            return Err(mismatch(format!(
-                "there is data beyond the disk's {} bytes",
-                expected.size
-            )));
+        if !is_zero(&rest[..len]) {
+            return Err(mismatch(target, format!("there is data beyond the disk's {size} bytes")));
         }
         at += len as u64;
     }
     Ok(())
+}
+
+fn mismatch(target: &Target, reason: String) -> Error {
+    Error::Mismatch { path: target.path.clone(), format: target.format, reason }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::FileExt;
+    use std::sync::atomic::AtomicBool;
+
+    use super::*;
+    use crate::digest::digest;
+    use crate::format::Format;
+
+    /// Compares two raw images of which the second was changed.
+    fn compared(change: impl Fn(&fs::File)) -> Result<(), Error> {
+        let directory = tempfile::tempdir().unwrap();
+        let targets = ["one.raw", "two.raw"]
+            .map(|name| Target::new(Format::Raw, directory.path().join(name)));
+        for target in &targets {
+            let file = fs::File::create(&target.path).unwrap();
+            file.set_len(8 << 20).unwrap();
+            file.write_all_at(&[5; 5000], 3 << 20).unwrap();
+        }
+        let disk = image::open(&targets[0].path, &OpenOptions::with_format(Format::Raw)).unwrap();
+        let expected = Expected { digest: digest(&*disk).unwrap(), size: disk.len(), data: 8192 };
+        drop(disk);
+        change(&fs::File::options().write(true).open(&targets[1].path).unwrap());
+        let never = AtomicBool::new(false);
+        let cancel = Cancel { wish: &never, failed: &never };
+        let both = compare(&targets, expected, cancel, &|_| {});
+        // Alone, it is held against the digest.
+        let alone = compare(&targets[1..], expected, cancel, &|_| {});
+        assert_eq!(both.is_ok(), alone.is_ok());
+        both
+    }
+
+    #[test]
+    fn equal_content_in_other_holes_is_equal() {
+        compared(|_| ()).unwrap();
+        compared(|file| file.write_all_at(&[0; 70_000], 6 << 20).unwrap()).unwrap();
+        compared(|file| file.set_len((8 << 20) + 512).unwrap()).unwrap();
+    }
+
+    #[test]
+    fn every_difference_is_found_and_placed() {
+        for (at, byte, place) in [
+            ((3 << 20) + 4999, 4, "0x300000"),
+            ((3 << 20) + 9000, 1, "0x300000"),
+            (0, 1, "0x0"),
+            ((8 << 20) - 1, 1, "0x700000"),
+            (8 << 20, 1, "beyond"),
+        ] {
+            let error = compared(|file| file.write_all_at(&[byte], at).unwrap()).unwrap_err();
+            assert!(error.to_string().contains(place), "{error}");
+            assert!(error.to_string().contains("two.raw"), "{error}");
+        }
+        let error = compared(|file| file.set_len(7 << 20).unwrap()).unwrap_err();
+        assert!(error.to_string().contains("instead of"), "{error}");
+        let erase = |file: &fs::File| file.write_all_at(&[0; 5000], 3 << 20).unwrap();
+        assert!(compared(erase).unwrap_err().to_string().contains("0x300000"));
+    }
 }

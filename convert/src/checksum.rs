@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use sha2::Digest;
+use md5::Digest;
 
 use crate::buffer::Buffer;
 use crate::error::Error;
@@ -12,14 +12,56 @@ use crate::output::Cancel;
 /// Bytes hashed between two looks at the wish to stop.
 const STEP: usize = 256 << 10;
 
+/// A checksum algorithm.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Algorithm {
+    Sha512,
+    Md5,
+}
+
+enum Hasher {
+    Sha512(ring::digest::Context),
+    Md5(md5::Md5),
+}
+
+impl Hasher {
+    fn new(algorithm: Algorithm) -> Hasher {
+        match algorithm {
+            Algorithm::Sha512 => Hasher::Sha512(ring::digest::Context::new(&ring::digest::SHA512)),
+            Algorithm::Md5 => Hasher::Md5(md5::Md5::new()),
+        }
+    }
+
+    fn update(&mut self, bytes: &[u8]) {
+        match self {
+            Hasher::Sha512(hasher) => hasher.update(bytes),
+            Hasher::Md5(hasher) => hasher.update(bytes),
+        }
+    }
+
+    fn finish(self) -> String {
+        let digest = match self {
+            Hasher::Sha512(hasher) => hasher.finish().as_ref().to_vec(),
+            Hasher::Md5(hasher) => hasher.finalize().to_vec(),
+        };
+        let mut hex = String::new();
+        for byte in digest {
+            // Writing to a string cannot fail.
+            let _ = write!(hex, "{byte:02x}");
+        }
+        hex
+    }
+}
+
 /// Returns the lower-case hexadecimal digest of the whole file, telling `advanced` how many bytes
 /// were hashed. The holes of the file are hashed as zeroes without reading them.
-pub(crate) fn checksum<D: Digest>(
+pub(crate) fn checksum(
     image: &ImageFile,
+    algorithm: Algorithm,
     cancel: Cancel<'_>,
     advanced: &dyn Fn(u64),
 ) -> Result<String, Error> {
-    let mut hasher = D::new();
+    let mut hasher = Hasher::new(algorithm);
     let mut buffer = Buffer::new(STEP);
     let zeroes = vec![0; STEP];
     let mut at = 0;
@@ -41,12 +83,7 @@ pub(crate) fn checksum<D: Digest>(
             advanced(len as u64);
         }
     }
-    let mut hex = String::new();
-    for byte in hasher.finalize() {
-        // Writing to a string cannot fail.
-        let _ = write!(hex, "{byte:02x}");
-    }
-    Ok(hex)
+    Ok(hasher.finish())
 }
 
 #[cfg(test)]
@@ -67,8 +104,8 @@ mod tests {
         let never = AtomicBool::new(false);
         let cancel = Cancel { wish: &never, failed: &never };
         let sums = [
-            ("sha512sum", checksum::<sha2::Sha512>(&image, cancel, &|_| {}).unwrap()),
-            ("md5sum", checksum::<md5::Md5>(&image, cancel, &|_| {}).unwrap()),
+            ("sha512sum", checksum(&image, Algorithm::Sha512, cancel, &|_| {}).unwrap()),
+            ("md5sum", checksum(&image, Algorithm::Md5, cancel, &|_| {}).unwrap()),
         ];
         for (program, sum) in sums {
             let output = Command::new(program)

@@ -88,6 +88,13 @@ impl Chunk {
         self.runs().map(|run| (run.end.min(self.len) - run.start) as u64).sum()
     }
 
+    /// Returns whether the other chunk is the same part of a disk with the same bytes.
+    pub(crate) fn has_content_of(&self, other: &Chunk) -> bool {
+        // Which pages are zero follows from the content alone.
+        (self.offset, self.len, &self.nonzero) == (other.offset, other.len, &other.nonzero)
+            && self.runs().all(|run| self.data[run.clone()] == other.data[run])
+    }
+
     fn is_zero(&self) -> bool {
         !self.nonzero.contains(&true)
     }

@@ -76,24 +76,13 @@ impl ContentHasher {
 pub fn digest(disk: &dyn Block) -> Result<DiskDigest, Error> {
     let never = AtomicBool::new(false);
     let cancel = Cancel { wish: &never, failed: &never };
-    digest_of(disk, disk.len(), cancel, &|_| {})
-}
-
-/// Returns the digest of the first `size` bytes, telling `advanced` how many were read.
-pub(crate) fn digest_of(
-    disk: &dyn Block,
-    size: u64,
-    cancel: Cancel<'_>,
-    advanced: &dyn Fn(u64),
-) -> Result<DiskDigest, Error> {
     let mut hasher = ContentHasher::new();
-    let mut scanner = Scanner::new(disk, size);
+    let mut scanner = Scanner::new(disk, disk.len());
     let mut chunk = Chunk::unpooled();
     while scanner.read(&mut chunk, cancel)? {
         hasher.update(&chunk);
-        advanced(chunk.data_len());
     }
-    Ok(hasher.finish(size))
+    Ok(hasher.finish(disk.len()))
 }
 
 #[cfg(test)]
