@@ -266,8 +266,9 @@ impl Context<'_> {
         let net = self.net(root.table("net"));
         let steps =
             root.tables("step").into_iter().filter_map(|reader| self.step(reader)).collect();
-        let image = image??;
-        let outputs = self.outputs(root, &image.name);
+        let image = image.flatten();
+        let outputs = self.outputs(root, image.as_ref().map_or("image", |image| &image.name));
+        let image = image?;
         Some(Parts { image, machine, boot, seed, ssh: ssh?, net, steps, outputs })
     }
 

@@ -107,7 +107,7 @@ fn two_outputs_of_one_name_are_refused() {
 fn missing_parts_are_named() {
     let faults = parse("").unwrap_err();
     let messages: Vec<&str> = faults.iter().map(|fault| fault.message.as_str()).collect();
-    assert_eq!(messages, ["The profile has no [image]"]);
+    assert_eq!(messages, ["The profile has no [image]", "The profile has no [[output]]"]);
     let fault = only_fault("[image]\nname = \"a\"\nsource = \"b\"\n");
     assert_eq!(fault.message, "The profile has no [[output]]");
 }
