@@ -12,6 +12,8 @@ needs=(
     cpio:cpio ssh:openssh-client setpriv:util-linux dpkg-deb:dpkg
     # judges and peers of the unit tests
     qemu-io:qemu-utils 7z:p7zip-full sgdisk:gdisk iasl:acpica-tools dig:bind9-dnsutils curl:curl ip:iproute2
+    busybox:busybox dhclient:isc-dhcp-client ping:iputils-ping cloud-init:cloud-init fsck.fat:dosfstools blkid:util-linux
+    pgrep:procps perl:perl python3:python3 cmp:diffutils
     sshd:openssh-server sudo:sudo zstd:zstd lz4:lz4 bzip2:bzip2 xz:xz-utils
 )
 PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin
