@@ -114,11 +114,9 @@ fn boots_again(project: &Project, folder: &str) -> String {
            -drive file=again.qcow2,if=virtio,format=qcow2 -serial stdio </dev/null | tr -d '\\r'; rm again.qcow2"
     );
     let console = project.judge(&line);
-    let answer = console
-        .lines()
-        .find_map(|line| line.split("MOTD:").nth(1))
-        .map(|rest| rest.trim_end_matches(':'));
-    answer.unwrap_or_else(|| panic!("no answer:\n{console}")).to_string()
+    let answer = console.lines().find_map(|line| line.strip_prefix("MOTD:"));
+    let answer = answer.unwrap_or_else(|| panic!("no answer:\n{console}"));
+    answer.trim_end_matches(':').to_string()
 }
 
 #[test]
