@@ -24,7 +24,7 @@ use super::life::{Ended, Life};
 use super::plan::{self, Plan};
 use crate::error::{Blame, Error};
 use crate::profile::units::{Elapsed, Size};
-use crate::report::{Report, Stage};
+use crate::report::{Event, Report, Stage};
 
 /// The address that serves the profile's folder.
 const SERVICE: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 100);
@@ -153,7 +153,7 @@ impl Guest {
             return Err(self.failed(format!("The guest reset itself {MAXIMUM_BOOTS} times")));
         }
         let (life, kernel) = start(&self.setup).await?;
-        self.setup.report.event(crate::report::Event::Note {
+        self.setup.report.event(Event::Note {
             stage: Stage::Boot,
             text: &format!("the guest rebooted; {}", kernel.origin),
         });
@@ -282,7 +282,7 @@ async fn start(setup: &Setup) -> Result<(Life, Booted), Error> {
         loaded = loading => loaded
             .map_err(|error| Error::new(Blame::Internal, "Loading the kernel died").because(&error))??,
     };
-    let (nat, handle) = Nat::new(network(&setup.plan)?)
+    let (nat, handle) = Nat::new(network(setup)?)
         .map_err(|error| Error::input("Cannot set up the guest's network").because(&error))?;
     machine.set_console(setup.console.writer());
     let mut devices: Vec<Box<dyn kvmbake_vmm::virtio::VirtioDevice>> = Vec::new();
@@ -324,8 +324,8 @@ fn no_machine(error: &kvmbake_vmm::Error) -> Error {
     failed.hint("`kvmbake doctor` says what is missing and what to do")
 }
 
-fn network(plan: &Plan) -> Result<NatConfig, Error> {
-    let net = &plan.profile.net;
+fn network(setup: &Setup) -> Result<NatConfig, Error> {
+    let net = &setup.plan.profile.net;
     let mut config = NatConfig { host_loopback: net.host_loopback, ..NatConfig::default() };
     if let Some(dns) = net.dns {
         config.resolvers = Resolvers::Fixed(vec![std::net::SocketAddr::from((dns, 53))]);
@@ -334,6 +334,17 @@ fn network(plan: &Plan) -> Result<NatConfig, Error> {
         let server = DirectoryServer::new(&folder.value).map_err(|error| {
             Error::input(format!("Cannot serve {}", folder.value.display())).because(&error)
         })?;
+        let report = Arc::clone(&setup.report);
+        let server = server.with_watcher(move |served| {
+            let text = format!(
+                "{} {} {}, {}",
+                served.method,
+                served.path,
+                served.status,
+                Size(served.bytes)
+            );
+            report.event(Event::Note { stage: Stage::Http, text: &text });
+        });
         config.forwards.push(Forward {
             address: SERVICE,
             port: HTTP,

@@ -28,6 +28,8 @@ pub enum Stage {
     CloudInit,
     /// One of the profile's steps.
     Step,
+    /// What the guest fetches from the profile's folder, during any other stage.
+    Http,
     /// The key removed, the guest shut down.
     Seal,
     /// The images written.
@@ -44,6 +46,7 @@ impl Stage {
             Stage::Ssh => "ssh",
             Stage::CloudInit => "cloud-init",
             Stage::Step => "step",
+            Stage::Http => "http",
             Stage::Seal => "seal",
             Stage::Export => "export",
         }

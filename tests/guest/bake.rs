@@ -152,6 +152,9 @@ format = "qcow2"
         .map(|event| event["line"].as_str().unwrap())
         .collect();
     assert_eq!(printed, ["hello over HTTP", "I am debian under bash"]);
+    let fetched = |event: &&serde_json::Value| event["stage"] == "http";
+    let fetched = lines.iter().find(fetched).expect("the request is told live");
+    assert_eq!(fetched["text"], "GET /hello.txt 200, 16 B");
     let folder = project.finished();
     assert_eq!(manifest(&project, &folder)["steps"][0]["exit_code"], 7);
     project.judge(&format!("qemu-img check {folder}/light.qcow2"));
