@@ -102,8 +102,8 @@ fn assert_manifest(project: &Project, folder: &str) {
     assert!(manifest["disk"]["digest"].as_str().unwrap().starts_with("blake3-sparse:"));
 }
 
-/// Boots the baked qcow2 under QEMU, from its own boot loader, and returns what `/etc/motd` says
-/// there: GRUB starts a shell in place of init, so that nothing but the disk answers.
+/// Boots the baked qcow2 under QEMU, with the base's kernel and initrd given to it directly, and
+/// returns what `/etc/motd` says there: a shell stands in for init, so that only the disk answers.
 fn boots_again(project: &Project, folder: &str) -> String {
     let line = format!(
         "qemu-img create -q -f qcow2 -F qcow2 -b {folder}/debian-web.qcow2 again.qcow2; \
