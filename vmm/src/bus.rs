@@ -10,6 +10,8 @@
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use crate::snapshot::{RestoreError, SnapshotError};
+
 /// What a write asks of the machine as a whole.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Action {
@@ -30,6 +32,19 @@ pub trait BusDevice: Send {
     fn read(&mut self, offset: u64, data: &mut [u8]);
     /// Takes what the guest wrote and says what the machine has to do about it.
     fn write(&mut self, offset: u64, data: &[u8]) -> Action;
+    /// Returns what the device must remember when the machine is saved. A device of several ranges is
+    /// asked for each of them.
+    fn save(&self) -> Vec<u8> {
+        Vec::new()
+    }
+    /// Takes back what [`BusDevice::save`] has returned, before the first access.
+    ///
+    /// # Errors
+    /// [`RestoreError`] when the state is not one of this device's.
+    fn restore(&mut self, state: &[u8]) -> Result<(), RestoreError> {
+        let _ = state;
+        Ok(())
+    }
 }
 
 /// A device as the buses hold it; one device may be registered at several ranges.
@@ -79,6 +94,27 @@ impl Bus {
         Ok(())
     }
 
+    /// Returns what the devices must remember, with the base addresses of their ranges; devices with nothing to say are left out.
+    pub(crate) fn save(&self) -> Vec<(u64, Vec<u8>)> {
+        let saved = self.entries.iter().map(|entry| (entry.range.start, entry.lock().save()));
+        saved.filter(|(_, state)| !state.is_empty()).collect()
+    }
+
+    /// Gives every device back what [`Bus::save`] has returned for it.
+    ///
+    /// # Errors
+    /// [`SnapshotError`] when a state's device is missing, or refuses it.
+    pub(crate) fn restore(&self, states: &[(u64, Vec<u8>)]) -> Result<(), SnapshotError> {
+        for (base, state) in states {
+            let found = self.entries.binary_search_by_key(base, |entry| entry.range.start);
+            let device = || format!("at {base:#x}");
+            let at = found.map_err(|_| SnapshotError::MissingDevice { device: device() })?;
+            let restored = self.entries[at].lock().restore(state);
+            restored.map_err(|reason| SnapshotError::Device { device: device(), reason })?;
+        }
+        Ok(())
+    }
+
     /// Serves a guest load. Returns whether a device claimed the address; else `data` reads as all ones.
     pub fn read(&self, address: u64, data: &mut [u8]) -> bool {
         data.fill(0xff);
@@ -100,9 +136,14 @@ impl Bus {
         let at =
             self.entries.partition_point(|entry| entry.range.start <= address).checked_sub(1)?;
         let entry = &self.entries[at];
+        entry.range.contains(&address).then(|| (address - entry.range.start, entry.lock()))
+    }
+}
+
+impl Entry {
+    fn lock(&self) -> MutexGuard<'_, dyn BusDevice + 'static> {
         // A device that panicked takes its vCPU down; the others may still finish their access.
-        let lock = || entry.device.lock().unwrap_or_else(PoisonError::into_inner);
-        entry.range.contains(&address).then(|| (address - entry.range.start, lock()))
+        self.device.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -168,5 +209,40 @@ mod tests {
         }
         bus.insert(0x110, 0x10, device()).unwrap();
         bus.insert(0xf0, 0x10, device()).unwrap();
+    }
+
+    #[test]
+    fn devices_get_their_own_state_back() {
+        struct Counter(u8);
+        impl BusDevice for Counter {
+            fn read(&mut self, _: u64, _: &mut [u8]) {}
+            fn write(&mut self, _: u64, _: &[u8]) -> Action {
+                Action::None
+            }
+            fn save(&self) -> Vec<u8> {
+                vec![self.0]
+            }
+            fn restore(&mut self, state: &[u8]) -> Result<(), RestoreError> {
+                let [value] = state else { return Err(RestoreError::new("no counter")) };
+                self.0 = *value;
+                Ok(())
+            }
+        }
+        let bus = |first, second| {
+            let mut bus = Bus::new();
+            let devices = [first, second].map(|value| Arc::new(Mutex::new(Counter(value))));
+            bus.insert(0x10, 1, devices[0].clone()).unwrap();
+            bus.insert(0x20, 1, devices[1].clone()).unwrap();
+            bus.insert(0x30, 1, Arc::new(Mutex::new(Register::default()))).unwrap();
+            (bus, devices)
+        };
+        let saved = bus(7, 9).0.save();
+        assert_eq!(saved, [(0x10, vec![7]), (0x20, vec![9])]);
+        let (fresh, devices) = bus(0, 0);
+        fresh.restore(&saved).unwrap();
+        assert_eq!(devices.map(|device| device.lock().unwrap().0), [7, 9]);
+        let error = fresh.restore(&[(0x20, vec![])]).unwrap_err();
+        assert_eq!(error.to_string(), "Snapshot does not fit device at 0x20: no counter");
+        assert!(fresh.restore(&[(0x11, vec![1])]).is_err());
     }
 }

@@ -24,6 +24,10 @@ struct State {
     closed: bool,
     /// The writer waits for a first byte.
     idle: bool,
+    /// The writer has taken bytes that it has not written yet.
+    writing: bool,
+    /// Somebody waits in [`Console::drain`]: no gathering.
+    hurried: bool,
 }
 
 /// The queue between the port and the writer. Closed until somebody reads.
@@ -54,17 +58,34 @@ impl Console {
         self.changed.notify_all();
     }
 
+    /// Waits until all output so far has been written, for `limit` at most. Returns whether it has been.
+    pub(crate) fn drain(&self, limit: Duration) -> bool {
+        let mut state = self.lock();
+        state.hurried = true;
+        self.changed.notify_all();
+        let full = |state: &mut State| !state.closed && (state.writing || !state.bytes.is_empty());
+        let waited = self.changed.wait_timeout_while(state, limit, full);
+        let (mut state, timeout) = waited.unwrap_or_else(PoisonError::into_inner);
+        state.hurried = false;
+        !timeout.timed_out()
+    }
+
     /// Writes all output to `writer` until the console is closed. A writer that fails gets nothing more.
     pub(crate) fn write_to(&self, mut writer: Box<dyn Write + Send>) {
         let mut batch = Vec::new();
         loop {
             let mut state = self.lock();
+            if mem::take(&mut state.writing) {
+                self.changed.notify_all();
+            }
             while state.bytes.is_empty() && !state.closed {
                 state.idle = true;
                 state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
             }
             if !state.closed {
-                let gathering = |state: &mut State| !state.closed && state.bytes.len() < LIMIT / 2;
+                let gathering = |state: &mut State| {
+                    !state.closed && !state.hurried && state.bytes.len() < LIMIT / 2
+                };
                 let (gathered, _) = self
                     .changed
                     .wait_timeout_while(state, BATCH, gathering)
@@ -74,6 +95,7 @@ impl Console {
             mem::swap(&mut batch, &mut state.bytes);
             let lost = mem::take(&mut state.lost);
             let closed = state.closed;
+            state.writing = true;
             drop(state);
             if lost > 0 {
                 batch.extend_from_slice(
@@ -83,6 +105,7 @@ impl Console {
             if let Err(error) = self.deliver(&mut *writer, &batch) {
                 tracing::warn!(%error, "console output can no longer be written");
                 self.lock().closed = true;
+                self.changed.notify_all();
                 return;
             }
             batch.clear();
@@ -170,6 +193,26 @@ mod tests {
         console.close();
         writer.join().unwrap();
         assert_eq!(*collector.0.lock().unwrap(), b"one\ntwo\nthree");
+    }
+
+    #[test]
+    fn drained_output_has_been_written() {
+        let console = Console::new();
+        assert!(console.drain(Duration::ZERO), "nobody reads");
+        console.open();
+        let collector = Collector::default();
+        let writer = thread::spawn({
+            let (console, collector) = (console.clone(), collector.clone());
+            move || console.write_to(Box::new(collector))
+        });
+        let mut input = console.input();
+        for round in 1..=100 {
+            input.put(b'.');
+            assert!(console.drain(Duration::from_secs(60)));
+            assert_eq!(collector.0.lock().unwrap().len(), round);
+        }
+        console.close();
+        writer.join().unwrap();
     }
 
     #[test]

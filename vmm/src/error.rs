@@ -2,6 +2,9 @@
 
 use std::io;
 
+use crate::running::Exit;
+use crate::snapshot::SnapshotError;
+
 /// A machine that cannot be built or started.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -53,9 +56,24 @@ pub enum Error {
         /// What the system said.
         source: io::Error,
     },
+    /// A snapshot does not fit.
+    #[error(transparent)]
+    Snapshot(Box<SnapshotError>),
+    /// The machine has ended, and cannot be asked any more.
+    #[error("Machine does not run any more: {0}")]
+    Ended(Box<Exit>),
+    /// Somebody else has paused the machine.
+    #[error("Machine is paused already")]
+    AlreadyPaused,
     /// The machine was started before a kernel was loaded.
-    #[error("Machine has no kernel to start")]
+    #[error("Machine has neither a kernel nor a snapshot to start from")]
     NothingLoaded,
+}
+
+impl From<SnapshotError> for Error {
+    fn from(error: SnapshotError) -> Self {
+        Self::Snapshot(Box::new(error))
+    }
 }
 
 /// Returns a converter from KVM's errno for `operation`.

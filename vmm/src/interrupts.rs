@@ -95,6 +95,7 @@ impl MsiRouter {
             eventfd,
             masked: AtomicBool::new(true),
             pending: AtomicBool::new(false),
+            signalled: AtomicBool::new(false),
             state,
         })
     }
@@ -171,6 +172,8 @@ pub struct MsiVector {
     eventfd: EventFd,
     masked: AtomicBool,
     pending: AtomicBool,
+    /// The eventfd was written to since the vector was last known to be settled.
+    signalled: AtomicBool,
     state: Mutex<VectorState>,
 }
 
@@ -184,6 +187,27 @@ impl MsiVector {
                 return;
             }
         }
+        self.signal();
+    }
+
+    /// Waits until every interrupt raised so far has reached the guest's local APICs.
+    ///
+    /// KVM delivers an irqfd from a kernel thread where it cannot do so at once, and only its removal waits for that thread.
+    ///
+    /// # Errors
+    /// [`Error::Kvm`] when KVM refuses to bind the eventfd again.
+    pub fn settle(&self) -> Result<(), Error> {
+        if !self.signalled.swap(false, SeqCst) {
+            return Ok(());
+        }
+        let gsi = IOAPIC_PINS + self.index as u32;
+        self.router.vm.unregister_irqfd(&self.eventfd, gsi).map_err(kvm_error("KVM_IRQFD"))?;
+        // A signal between the two is not lost: the binding looks at the counter.
+        self.router.vm.register_irqfd(&self.eventfd, gsi).map_err(kvm_error("KVM_IRQFD"))
+    }
+
+    fn signal(&self) {
+        self.signalled.store(true, SeqCst);
         // Fails only when the counter is full, and then the interrupt is already on its way.
         let _ = self.eventfd.write(1);
     }
@@ -221,7 +245,7 @@ impl MsiVector {
         }
         self.masked.store(false, SeqCst);
         if self.pending.swap(false, SeqCst) {
-            let _ = self.eventfd.write(1);
+            self.signal();
         }
     }
 
@@ -289,7 +313,7 @@ impl Doorbells {
     }
 }
 
-/// A level-triggered interrupt pin, driven by its device.
+/// An interrupt pin, driven by its device.
 pub struct InterruptLine {
     vm: Arc<VmFd>,
     gsi: u32,
@@ -307,6 +331,12 @@ impl InterruptLine {
         if self.high != high && self.vm.set_irq_line(self.gsi, high).is_ok() {
             self.high = high;
         }
+    }
+
+    /// Raises one edge on a pin that is low. The interrupt controllers have it when the call returns.
+    pub fn pulse(&mut self) {
+        self.set(true);
+        self.set(false);
     }
 }
 
@@ -331,6 +361,20 @@ mod tests {
         assert!(!vector.is_pending());
         vector.trigger();
         assert!(!vector.is_pending());
+    }
+
+    #[test]
+    fn settled_vector_still_delivers() {
+        let vector = router().allocate().unwrap();
+        vector.set_route(0xfee0_0000, 0x41).unwrap();
+        vector.settle().unwrap();
+        vector.set_masked(false);
+        vector.trigger();
+        assert!(vector.signalled.load(SeqCst));
+        vector.settle().unwrap();
+        assert!(!vector.signalled.load(SeqCst));
+        vector.trigger();
+        assert!(vector.signalled.load(SeqCst) && !vector.is_pending());
     }
 
     #[test]

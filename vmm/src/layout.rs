@@ -26,6 +26,8 @@ pub const LOCAL_APIC: u64 = 0xfee0_0000;
 pub const CONVENTIONAL_END: u64 = 0x9_fc00;
 /// ACPI tables lie here, in what is ROM on a PC.
 pub const ACPI_TABLES: Range<u64> = 0xe_0000..0x10_0000;
+/// The 16 bytes of the VM generation ID: a page of its own within [`ACPI_TABLES`], which the memory map reserves.
+pub const GENERATION_ID: u64 = 0xf_f000;
 /// First byte of extended memory.
 pub const EXTENDED_START: u64 = 0x10_0000;
 
@@ -49,6 +51,9 @@ pub const RESET_CONTROL: u64 = 0xcf9;
 pub const ACPI_PM: u64 = 0x600;
 /// System control interrupt of ACPI.
 pub const SCI_IRQ: u32 = 9;
+
+/// Interrupt of ACPI's generic event device.
+pub const EVENT_IRQ: u32 = 10;
 
 const GIB: u64 = 1 << 30;
 

@@ -4,6 +4,7 @@
 //! [`Running::wait`] tells how it ended. [`probe`] explains why a host cannot run one.
 
 pub mod acpi;
+mod board;
 pub mod boot;
 pub mod bus;
 mod console;
@@ -17,6 +18,7 @@ pub mod machine;
 pub mod memory;
 pub mod pci;
 pub mod running;
+pub mod snapshot;
 pub mod vcpu;
 pub mod virtio;
 
@@ -26,4 +28,5 @@ pub use host::{Check, Outcome, probe};
 pub use load::linux64::Image;
 pub use machine::{Machine, MachineConfig};
 pub use running::{Exit, Handle, Running};
+pub use snapshot::{MachineState, Paused, SnapshotError};
 pub use vcpu::failure::{Cause, Failure, Registers};

@@ -1,25 +1,27 @@
 //! The machine before it runs: building it from parts, adding devices, loading a kernel.
 
 use std::io::Write;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
 use kvm_bindings::{
-    KVM_CAP_PMU_CAPABILITY, KVM_PIT_SPEAKER_DUMMY, KVM_PMU_CAP_DISABLE, kvm_enable_cap,
-    kvm_pit_config,
+    KVM_CAP_PMU_CAPABILITY, KVM_CAP_X86_TRIPLE_FAULT_EVENT, KVM_PIT_SPEAKER_DUMMY,
+    KVM_PMU_CAP_DISABLE, kvm_enable_cap, kvm_pit_config,
 };
 use kvm_ioctls::{Cap, Kvm, VmFd};
-use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 
 use crate::acpi;
+use crate::board::Board;
 use crate::boot::Kernel;
 use crate::bus::{Bus, BusDevice};
 use crate::console::Console;
 use crate::devices::acpi_pm::{self, PowerManagement};
-use crate::devices::cmos::{Cmos, WallClock, host_clock};
+use crate::devices::cmos::{Cmos, host_clock};
 use crate::devices::i8042::I8042;
 use crate::devices::reset::ResetControl;
 use crate::devices::serial::Serial;
+use crate::devices::vmgenid::{self, GenerationEvent};
 use crate::error::{Error, kvm_error};
 use crate::host;
 use crate::interrupts::{Doorbells, InterruptLine, MsiRouter};
@@ -28,6 +30,7 @@ use crate::load::linux64::{self, Entry, Image};
 use crate::memory::{self, GuestMemory};
 use crate::pci::{PciRoot, Windows};
 use crate::running::{Parts, Running};
+use crate::snapshot::{self, Host, MachineState};
 use crate::vcpu::cpuid::{self, Topology};
 use crate::vcpu::run::Vcpu;
 use crate::vcpu::setup;
@@ -58,11 +61,16 @@ pub struct Machine {
     console_writer: Option<Box<dyn Write + Send>>,
     serial: Arc<Mutex<Serial>>,
     power: Arc<Mutex<PowerManagement>>,
-    clock: WallClock,
+    clock: Arc<Mutex<Cmos>>,
     entry: Option<Entry>,
+    restored: bool,
+    vm: Arc<VmFd>,
+    host: Host,
+    msrs: Vec<u32>,
     msi: MsiRouter,
     doorbells: Doorbells,
     pci: PciRoot,
+    generation: GenerationEvent,
     memory: GuestMemory,
 }
 
@@ -72,16 +80,30 @@ impl Machine {
     /// # Errors
     /// [`Error::NoKvm`] when the host cannot run one, [`Error::Config`] when it would be too small or too large.
     pub fn new(config: &MachineConfig) -> Result<Self, Error> {
+        check(config, &host::open()?)?;
+        Self::with_memory(config, memory::reserve(config.memory)?)
+    }
+
+    /// As [`Machine::new`], around RAM that is there already, at the addresses of [`layout::ram`].
+    ///
+    /// # Errors
+    /// As [`Machine::new`]; [`Error::Config`] also when the RAM is not of the configured size.
+    pub fn with_memory(config: &MachineConfig, memory: GuestMemory) -> Result<Self, Error> {
         let kvm = host::open()?;
         check(config, &kvm)?;
+        check_memory(config, &memory)?;
         let vm = Arc::new(host::create_vm(&kvm)?);
         set_up_platform(&vm)?;
-        let memory = memory::reserve(config.memory)?;
         memory::register(&memory, &vm)?;
         let vcpus = create_vcpus(&kvm, &vm, config.cpus)?;
+        let tsc_khz = vcpus.first().and_then(|vcpu| vcpu.fd.get_tsc_khz().ok());
+        let host = Host::new(&kvm, &vm, tsc_khz)?;
         let msi = MsiRouter::new(vm.clone())?;
         let console = Console::new();
-        let serial = Serial::new(edge_interrupt(&vm, layout::COM1_IRQ)?, console.input());
+        let mut line = InterruptLine::new(vm.clone(), layout::COM1_IRQ);
+        let serial = Serial::new(Box::new(move || line.pulse()), console.input());
+        let (low, high) = layout::ram(config.memory);
+        let high = high.map_or(0, |range| range.end - range.start);
         let mut sci = InterruptLine::new(vm.clone(), layout::SCI_IRQ);
         let power = PowerManagement::new(Box::new(move |high| sci.set(high)));
         let mut machine = Self {
@@ -93,10 +115,15 @@ impl Machine {
             console_writer: None,
             serial: Arc::new(Mutex::new(serial)),
             power: Arc::new(Mutex::new(power)),
-            clock: host_clock(),
+            clock: Arc::new(Mutex::new(Cmos::new(host_clock(), low.end, high))),
             entry: None,
+            restored: false,
+            msrs: snapshot::msr_list(&kvm)?,
+            host,
             msi,
-            doorbells: Doorbells::new(vm),
+            doorbells: Doorbells::new(vm.clone()),
+            generation: GenerationEvent::new(&vm)?,
+            vm,
             pci: PciRoot::new(Windows {
                 low: layout::PCI_WINDOW_32,
                 high: layout::pci_window_64(config.memory),
@@ -115,7 +142,8 @@ impl Machine {
 
     /// Sets the time of day that the guest's clock shows; the host's, when never called.
     pub fn set_clock(&mut self, clock: impl Fn() -> SystemTime + Send + 'static) {
-        self.clock = Box::new(clock);
+        let mut cmos = self.clock.lock().unwrap_or_else(PoisonError::into_inner);
+        cmos.set_clock(Box::new(clock));
     }
 
     /// Puts a virtio device into the next slot of the PCI bus.
@@ -195,41 +223,88 @@ impl Machine {
             vm_memory::GuestAddress(layout::ACPI_TABLES.start),
         )
         .map_err(|error| Error::Load(format!("the ACPI tables do not fit: {error}")))?;
+        vmgenid::renew(&self.memory)?;
         self.entry = Some(entry);
+        Ok(())
+    }
+
+    /// Puts a saved machine's state into this one, which must have been built like it, with its RAM: the same size, the same devices
+    /// in the same order. [`Machine::start`] then goes on where it was paused.
+    ///
+    /// # Errors
+    /// [`Error::Snapshot`] with the reason why the snapshot does not fit this host or this machine; [`Error::Kvm`] when KVM refuses
+    /// something. The machine must be dropped then.
+    pub fn restore(&mut self, state: &MachineState) -> Result<(), Error> {
+        state.check(&self.config, &self.host)?;
+        snapshot::restore_all(&mut self.vcpus, &state.vcpus, self.host.xsave_len())?;
+        state.platform.restore(&self.vm)?;
+        self.ports.restore(&state.ports)?;
+        self.mmio.restore(&state.mmio)?;
+        self.pci.restore(&state.functions)?;
+        // Two machines that go on from one snapshot must not share their random numbers.
+        vmgenid::renew(&self.memory)?;
+        self.restored = true;
         Ok(())
     }
 
     /// Starts the vCPUs.
     ///
     /// # Errors
-    /// [`Error::NothingLoaded`] without a kernel; [`Error::Thread`] and [`Error::Kvm`] when the host refuses. What had been
+    /// [`Error::NothingLoaded`] without a kernel or a snapshot; [`Error::Thread`] and [`Error::Kvm`] when the host refuses. What had been
     /// started is stopped again.
-    pub fn start(mut self) -> Result<Running, Error> {
-        let entry = self.entry.ok_or(Error::NothingLoaded)?;
-        let (low, high) = layout::ram(self.config.memory);
-        let high = high.map_or(0, |range| range.end - range.start);
-        let clock = Cmos::new(self.clock, low.end, high);
-        insert(&mut self.ports, layout::CMOS, 2, Arc::new(Mutex::new(clock)))?;
-        if let Some(first) = self.vcpus.first() {
-            setup::boot_processor(&first.fd, entry)?;
+    pub fn start(self) -> Result<Running, Error> {
+        if self.restored {
+            self.pci.resume()?;
+        } else {
+            let entry = self.entry.ok_or(Error::NothingLoaded)?;
+            if let Some(first) = self.vcpus.first() {
+                setup::boot_processor(&first.fd, entry)?;
+            }
         }
-        let pci = self.pci;
-        Running::start(Parts {
+        let board = Board {
+            config: self.config,
+            vm: self.vm,
+            pci: self.pci,
+            console: self.console,
+            msrs: self.msrs,
+            xsave_len: self.host.xsave_len(),
+        };
+        let generation = self.restored.then_some(self.generation);
+        let running = Running::start(Parts {
             ports: self.ports,
             mmio: self.mmio,
             vcpus: self.vcpus,
             memory: self.memory,
-            console: self.console,
             console_writer: self.console_writer,
             serial: self.serial,
             power: self.power,
-            stop_devices: Box::new(move || pci.stop()),
-        })
+            board,
+        })?;
+        if let Some(generation) = generation {
+            generation.raise();
+        }
+        Ok(running)
+    }
+
+    /// Returns the state of a machine that has not been started, as [`Paused::state`](crate::Paused::state) that of a running one.
+    #[cfg(test)]
+    pub(crate) fn state(&self) -> MachineState {
+        let read = |vcpu| snapshot::VcpuState::read(vcpu, &self.msrs, self.host.xsave_len());
+        MachineState {
+            cpus: self.config.cpus,
+            memory: self.config.memory,
+            ports: self.ports.save(),
+            mmio: self.mmio.save(),
+            functions: self.pci.save(),
+            platform: snapshot::PlatformState::read(&self.vm).unwrap(),
+            vcpus: self.vcpus.iter().map(read).collect::<Result<_, _>>().unwrap(),
+        }
     }
 
     fn add_fixed_devices(&mut self) -> Result<(), Error> {
         let ports = &mut self.ports;
         insert(ports, layout::COM1, 8, self.serial.clone())?;
+        insert(ports, layout::CMOS, 2, self.clock.clone())?;
         insert(ports, layout::ACPI_PM, acpi_pm::LEN, self.power.clone())?;
         // Only the two ports: 0x61 between them is the speaker, which KVM serves.
         let keyboard = Arc::new(Mutex::new(I8042::default()));
@@ -302,6 +377,19 @@ fn check(config: &MachineConfig, kvm: &Kvm) -> Result<(), Error> {
     Ok(())
 }
 
+/// Refuses RAM that is not where and as large as `config` says.
+fn check_memory(config: &MachineConfig, memory: &GuestMemory) -> Result<(), Error> {
+    let (low, high) = layout::ram(config.memory);
+    let expected = [Some(low), high];
+    let present =
+        memory.iter().map(|region| region.start_addr().0..region.start_addr().0 + region.len());
+    if expected.into_iter().flatten().eq(present) {
+        return Ok(());
+    }
+    let reason = "the RAM that was given has another layout".to_owned();
+    Err(Error::Config { what: "memory", value: config.memory, reason })
+}
+
 /// Gives the VM its interrupt controllers and timer, before the first vCPU.
 fn set_up_platform(vm: &VmFd) -> Result<(), Error> {
     vm.set_identity_map_address(layout::KVM_IDENTITY_MAP)
@@ -312,6 +400,15 @@ fn set_up_platform(vm: &VmFd) -> Result<(), Error> {
         let mut cap = kvm_enable_cap { cap: KVM_CAP_PMU_CAPABILITY, ..Default::default() };
         cap.args[0] = KVM_PMU_CAP_DISABLE.into();
         vm.enable_cap(&cap).map_err(kvm_error("KVM_CAP_PMU_CAPABILITY"))?;
+    }
+    // Without it a triple fault that waits would be missing from a snapshot.
+    let cap = kvm_enable_cap {
+        cap: KVM_CAP_X86_TRIPLE_FAULT_EVENT,
+        args: [1, 0, 0, 0],
+        ..Default::default()
+    };
+    if vm.check_extension_raw(KVM_CAP_X86_TRIPLE_FAULT_EVENT.into()) > 0 {
+        vm.enable_cap(&cap).map_err(kvm_error("KVM_CAP_X86_TRIPLE_FAULT_EVENT"))?;
     }
     vm.create_irq_chip().map_err(kvm_error("KVM_CREATE_IRQCHIP"))?;
     let pit = kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..Default::default() };
@@ -326,21 +423,11 @@ fn create_vcpus(kvm: &Kvm, vm: &VmFd, cpus: u8) -> Result<Vec<Vcpu>, Error> {
     let create = |index: u8| {
         let fd = vm.create_vcpu(index.into()).map_err(kvm_error("KVM_CREATE_VCPU"))?;
         let topology = Topology { index, cpus, tsc_khz: fd.get_tsc_khz().ok(), tsc_deadline };
-        setup::processor(&fd, &cpuid::build(&supported, topology)?)?;
-        Ok(Vcpu { index, fd })
+        let cpuid = cpuid::build(&supported, topology)?;
+        setup::processor(&fd, &cpuid)?;
+        Ok(Vcpu { index, fd, cpuid })
     };
     (0..cpus).map(create).collect()
-}
-
-/// Binds an eventfd to an edge-triggered pin and returns what raises it.
-fn edge_interrupt(vm: &VmFd, gsi: u32) -> Result<Box<dyn Fn() + Send>, Error> {
-    let eventfd = EventFd::new(EFD_NONBLOCK | libc::EFD_CLOEXEC)
-        .map_err(|source| Error::Kvm { operation: "eventfd", source })?;
-    vm.register_irqfd(&eventfd, gsi).map_err(kvm_error("KVM_IRQFD"))?;
-    Ok(Box::new(move || {
-        // Fails only when the counter is full, and then the interrupt is on its way.
-        let _ = eventfd.write(1);
-    }))
 }
 
 fn random_seed() -> Result<[u8; 32], Error> {

@@ -11,12 +11,13 @@ use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread::{self, JoinHandle};
 
+use crate::board::Board;
 use crate::bus::Bus;
-use crate::console::Console;
 use crate::devices::acpi_pm::PowerManagement;
 use crate::devices::serial::Serial;
 use crate::error::Error;
 use crate::memory::GuestMemory;
+use crate::snapshot::{Gate, Paused};
 use crate::vcpu::failure::{Cause, Failure, Registers};
 use crate::vcpu::kick::{self, Kick};
 use crate::vcpu::run::Vcpu;
@@ -48,7 +49,7 @@ impl fmt::Display for Exit {
     }
 }
 
-/// What the vCPU threads share. `exit` is locked alone; each kick has its own lock, taken after it has been released.
+/// What the threads share. `exit` and the gate are locked alone; each kick has its own lock, taken after they have been released.
 pub(crate) struct Shared {
     pub(crate) ports: Bus,
     pub(crate) mmio: Bus,
@@ -56,6 +57,8 @@ pub(crate) struct Shared {
     exit: Mutex<Option<Exit>>,
     exited: Condvar,
     kicks: Vec<Kick>,
+    pub(crate) gate: Gate,
+    pub(crate) board: Board,
 }
 
 impl Shared {
@@ -64,11 +67,26 @@ impl Shared {
     }
 
     /// Stops the machine with `exit`, unless it stops already.
-    fn finish(&self, exit: Exit) {
+    pub(crate) fn finish(&self, exit: Exit) {
         self.exit().get_or_insert(exit);
         self.stopping.store(true, SeqCst);
         self.exited.notify_all();
+        self.gate.break_down();
+        self.kick();
+    }
+
+    /// Makes every vCPU look why.
+    pub(crate) fn kick(&self) {
         self.kicks.iter().for_each(Kick::kick);
+    }
+
+    pub(crate) fn kick_of(&self, vcpu: u8) -> &Kick {
+        &self.kicks[usize::from(vcpu)]
+    }
+
+    /// Returns the number of vCPUs.
+    pub(crate) fn cpus(&self) -> usize {
+        self.kicks.len()
     }
 
     fn wait(&self) -> Exit {
@@ -81,7 +99,8 @@ impl Shared {
         }
     }
 
-    fn exit(&self) -> MutexGuard<'_, Option<Exit>> {
+    /// Returns how the machine has ended, if it has.
+    pub(crate) fn exit(&self) -> MutexGuard<'_, Option<Exit>> {
         self.exit.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -92,25 +111,21 @@ pub(crate) struct Parts {
     pub(crate) mmio: Bus,
     pub(crate) vcpus: Vec<Vcpu>,
     pub(crate) memory: GuestMemory,
-    pub(crate) console: Arc<Console>,
     pub(crate) console_writer: Option<Box<dyn Write + Send>>,
     pub(crate) serial: Arc<Mutex<Serial>>,
     pub(crate) power: Arc<Mutex<PowerManagement>>,
-    /// Stops the devices' own threads.
-    pub(crate) stop_devices: Box<dyn FnOnce() + Send>,
+    pub(crate) board: Board,
 }
 
 /// A running machine. Dropping it stops it.
 pub struct Running {
     shared: Arc<Shared>,
     vcpus: Vec<JoinHandle<Vcpu>>,
-    console: Arc<Console>,
     console_writer: Option<JoinHandle<()>>,
     serial: Arc<Mutex<Serial>>,
     power: Arc<Mutex<PowerManagement>>,
-    stop_devices: Option<Box<dyn FnOnce() + Send>>,
     // Last: unmapped after everything that reaches into it.
-    _memory: GuestMemory,
+    memory: Arc<GuestMemory>,
 }
 
 impl Running {
@@ -123,21 +138,21 @@ impl Running {
             exit: Mutex::new(None),
             exited: Condvar::new(),
             kicks: parts.vcpus.iter().map(|_| Kick::default()).collect(),
+            gate: Gate::default(),
+            board: parts.board,
         });
         // From here on, dropping `running` on an error stops and joins what has been started.
         let mut running = Self {
             shared,
             vcpus: Vec::with_capacity(parts.vcpus.len()),
-            console: parts.console,
             console_writer: None,
             serial: parts.serial,
             power: parts.power,
-            stop_devices: Some(parts.stop_devices),
-            _memory: parts.memory,
+            memory: Arc::new(parts.memory),
         };
         if let Some(writer) = parts.console_writer {
-            running.console.open();
-            let console = running.console.clone();
+            let console = running.shared.board.console.clone();
+            console.open();
             running.console_writer = Some(spawn("console", move || console.write_to(writer))?);
         }
         for vcpu in parts.vcpus {
@@ -154,6 +169,7 @@ impl Running {
             shared: Arc::downgrade(&self.shared),
             serial: Arc::downgrade(&self.serial),
             power: Arc::downgrade(&self.power),
+            memory: Arc::downgrade(&self.memory),
         }
     }
 
@@ -170,10 +186,8 @@ impl Running {
             // The thread catches its own panics; a lost one has nothing to give back but its vCPU.
             drop(vcpu.join());
         }
-        if let Some(stop) = self.stop_devices.take() {
-            stop();
-        }
-        self.console.close();
+        self.shared.board.pci.stop();
+        self.shared.board.console.close();
         if let Some(writer) = self.console_writer.take() {
             let _ = writer.join();
         }
@@ -232,6 +246,7 @@ pub struct Handle {
     shared: Weak<Shared>,
     serial: Weak<Mutex<Serial>>,
     power: Weak<Mutex<PowerManagement>>,
+    memory: Weak<GuestMemory>,
 }
 
 impl Handle {
@@ -247,6 +262,24 @@ impl Handle {
         if let Some(shared) = self.shared.upgrade() {
             shared.finish(Exit::Stopped);
         }
+    }
+
+    /// Returns the guest's RAM, which the guest uses meanwhile; `None` once the machine is gone.
+    pub fn memory(&self) -> Option<GuestMemory> {
+        self.memory.upgrade().map(|memory| GuestMemory::clone(&memory))
+    }
+
+    /// Holds the machine still: every vCPU leaves the guest with its I/O finished, every device finishes the requests under way,
+    /// and the console's output is written.
+    ///
+    /// # Errors
+    /// [`Error::Ended`] when the machine has ended meanwhile, [`Error::AlreadyPaused`] when it is paused, [`Error::Kvm`] when KVM
+    /// refuses something, which stops the machine.
+    pub fn pause(&self) -> Result<Paused, Error> {
+        let gone = || Error::Ended(Box::new(Exit::Stopped));
+        let shared = self.shared.upgrade().ok_or_else(gone)?;
+        let memory = self.memory.upgrade().ok_or_else(gone)?;
+        Paused::new(shared, GuestMemory::clone(&memory))
     }
 
     /// Types `bytes` on the serial console.

@@ -43,13 +43,27 @@ fn loaded() -> Machine {
 
 #[test]
 fn no_descriptor_and_no_thread_stays() {
-    let stages: [(&str, fn()); 4] = [
+    let stages: [(&str, fn()); 6] = [
         ("built", || drop(machine())),
         ("loaded", || drop(loaded())),
         ("running", || drop(loaded().start().unwrap())),
         ("stopped", || {
             let running = loaded().start().unwrap();
             running.handle().stop();
+            assert_eq!(running.wait(), Exit::Stopped);
+        }),
+        ("paused and resumed", || {
+            let running = loaded().start().unwrap();
+            running.handle().pause().unwrap().resume().unwrap();
+        }),
+        ("paused, saved and restored", || {
+            let running = loaded().start().unwrap();
+            let paused = running.handle().pause().unwrap();
+            let state = paused.state().unwrap();
+            let mut restored = machine();
+            restored.restore(&state).unwrap();
+            drop(restored.start().unwrap());
+            drop(paused);
             assert_eq!(running.wait(), Exit::Stopped);
         }),
     ];

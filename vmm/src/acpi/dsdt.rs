@@ -1,9 +1,9 @@
-//! The DSDT: the namespace with the PCI root, the serial port, the clock and the sleeping state S5.
+//! The DSDT: the namespace with the PCI root, the serial port, the clock, the generation ID and the sleeping state S5.
 
 use acpi_tables::Aml;
 use acpi_tables::aml::{
-    AddressSpace, AddressSpaceCacheable, Device, EISAName, IO, Interrupt, Memory32Fixed, Name,
-    Package, Path, ResourceTemplate, Scope,
+    AddressSpace, AddressSpaceCacheable, Arg, Device, EISAName, Equal, IO, If, Interrupt,
+    Memory32Fixed, Method, Name, Notify, Package, Path, ResourceTemplate, Return, Scope,
 };
 
 use super::{Hardware, encode};
@@ -19,6 +19,8 @@ pub(super) fn body(hardware: Hardware) -> Vec<u8> {
     reserved(&mut aml);
     serial_port(&mut aml);
     clock(&mut aml);
+    generation_id(&mut aml);
+    events(&mut aml);
     aml
 }
 
@@ -96,6 +98,45 @@ fn clock(aml: &mut Vec<u8>) {
         vec![
             &Name::new(Path::new("_HID"), &EISAName::new("PNP0B00")),
             &Name::new(Path::new("_CRS"), &ResourceTemplate::new(vec![&ports])),
+        ],
+    ));
+    aml.extend_from_slice(&Scope::raw(Path::new("_SB_"), device));
+}
+
+/// The VM generation ID, as Microsoft's specification of that name wants it: the address in two halves, low first.
+fn generation_id(aml: &mut Vec<u8>) {
+    let (low, high) = (layout::GENERATION_ID as u32, (layout::GENERATION_ID >> u32::BITS) as u32);
+    let address = Package::new(vec![&low, &high]);
+    let device = encode(&Device::new(
+        Path::new("VGEN"),
+        vec![
+            &Name::new(Path::new("_HID"), &"KVMB0001"),
+            &Name::new(Path::new("_CID"), &"VM_Gen_Counter"),
+            &Name::new(Path::new("_DDN"), &"VM_Gen_Counter"),
+            &Method::new(Path::new("ADDR"), 0, false, vec![&Return::new(&address)]),
+        ],
+    ));
+    aml.extend_from_slice(&Scope::raw(Path::new("_SB_"), device));
+}
+
+/// The generic event device (ACPI 6.5, section 5.6.9): its interrupt says that the generation ID has changed.
+fn events(aml: &mut Vec<u8>) {
+    const CHANGED: u8 = 0x80;
+    let interrupt = Interrupt::new(true, true, false, false, layout::EVENT_IRQ);
+    let generation_id = Path::new("\\_SB_.VGEN");
+    let changed = Notify::new(&generation_id, &CHANGED);
+    let device = encode(&Device::new(
+        Path::new("GED_"),
+        vec![
+            &Name::new(Path::new("_HID"), &"ACPI0013"),
+            &Name::new(Path::new("_UID"), &0u8),
+            &Name::new(Path::new("_CRS"), &ResourceTemplate::new(vec![&interrupt])),
+            &Method::new(
+                Path::new("_EVT"),
+                1,
+                true,
+                vec![&If::new(&Equal::new(&Arg(0), &layout::EVENT_IRQ), vec![&changed])],
+            ),
         ],
     ));
     aml.extend_from_slice(&Scope::raw(Path::new("_SB_"), device));

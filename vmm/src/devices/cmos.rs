@@ -6,7 +6,10 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use serde::{Deserialize, Serialize};
+
 use crate::bus::{Action, BusDevice};
+use crate::snapshot::{RestoreError, decode, encode};
 
 /// Returns the time of day.
 pub type WallClock = Box<dyn Fn() -> SystemTime + Send>;
@@ -57,6 +60,11 @@ impl Cmos {
         put(0x34, (low.saturating_sub(16 << 20) / (64 * KIB)).min(0xffff), 2);
         put(0x5b, (high / (64 * KIB)).min(0xff_ffff), 3);
         Self { index: 0, memory, ahead: 0, clock }
+    }
+
+    /// Sets the wall clock that is shown.
+    pub fn set_clock(&mut self, clock: WallClock) {
+        self.clock = clock;
     }
 
     fn now(&self) -> i64 {
@@ -180,6 +188,25 @@ impl BusDevice for Cmos {
         }
         Action::None
     }
+
+    fn save(&self) -> Vec<u8> {
+        encode(&Saved { index: self.index, memory: self.memory.to_vec(), ahead: self.ahead })
+    }
+
+    fn restore(&mut self, state: &[u8]) -> Result<(), RestoreError> {
+        let saved: Saved = decode(state)?;
+        self.memory = saved.memory.try_into().map_err(|_| RestoreError::new("not 128 bytes"))?;
+        (self.index, self.ahead) = (saved.index & 0x7f, saved.ahead);
+        Ok(())
+    }
+}
+
+/// What is saved: the registers. The time is the wall clock's, with the difference that the guest has set.
+#[derive(Serialize, Deserialize)]
+struct Saved {
+    index: u8,
+    memory: Vec<u8>,
+    ahead: i64,
 }
 
 /// A moment in the Gregorian calendar, UTC.

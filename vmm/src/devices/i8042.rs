@@ -3,7 +3,10 @@
 //! ACPI tells the guest that there is none, so that it does not look for a keyboard; the reset by command 0xfe is what
 //! guests use when ACPI's way fails. The bus gives it the data port at offset 0 and the command port at offset 4.
 
+use serde::{Deserialize, Serialize};
+
 use crate::bus::{Action, BusDevice};
+use crate::snapshot::{RestoreError, decode, encode};
 
 const STATUS_OUTPUT_FULL: u8 = 0x01;
 const STATUS_SYSTEM: u8 = 0x04;
@@ -16,7 +19,7 @@ const COMMAND_KEYBOARD_TEST: u8 = 0xab;
 const COMMAND_PULSE: u8 = 0xf0;
 
 /// The controller.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct I8042 {
     configuration: u8,
     writes_configuration: bool,
@@ -57,6 +60,15 @@ impl BusDevice for I8042 {
             (4, [byte]) => self.command(*byte),
             _ => Action::None,
         }
+    }
+
+    fn save(&self) -> Vec<u8> {
+        encode(self)
+    }
+
+    fn restore(&mut self, state: &[u8]) -> Result<(), RestoreError> {
+        *self = decode(state)?;
+        Ok(())
     }
 }
 

@@ -5,3 +5,4 @@ pub mod cmos;
 pub mod i8042;
 pub mod reset;
 pub mod serial;
+pub mod vmgenid;

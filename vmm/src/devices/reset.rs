@@ -1,6 +1,7 @@
 //! The reset control register at port 0xcf9, which the FADT names as ACPI's reset register.
 
 use crate::bus::{Action, BusDevice};
+use crate::snapshot::{RestoreError, decode, encode};
 
 /// Value that resets the processor and the system.
 pub const RESET_VALUE: u8 = 0x06;
@@ -23,6 +24,15 @@ impl BusDevice for ResetControl {
         let [byte] = data else { return Action::None };
         self.value = byte & !RESET_CPU;
         if byte & RESET_CPU != 0 { Action::Reset } else { Action::None }
+    }
+
+    fn save(&self) -> Vec<u8> {
+        encode(&self.value)
+    }
+
+    fn restore(&mut self, state: &[u8]) -> Result<(), RestoreError> {
+        self.value = decode(state)?;
+        Ok(())
     }
 }
 

@@ -8,7 +8,10 @@
 
 use std::collections::VecDeque;
 
+use serde::{Deserialize, Serialize};
+
 use crate::bus::{Action, BusDevice};
+use crate::snapshot::{RestoreError, decode, encode};
 
 const INTERRUPT_RECEIVED: u8 = 0x01;
 const INTERRUPT_TRANSMITTER_EMPTY: u8 = 0x02;
@@ -41,7 +44,7 @@ pub trait ConsoleOutput: Send {
 }
 
 /// The registers of the port, and its input queue.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct SerialState {
     interrupt_enable: u8,
     fifo_control: u8,
@@ -60,13 +63,13 @@ pub struct SerialState {
 /// The port: its state, the line to the interrupt controller and the way out.
 pub struct Serial {
     state: SerialState,
-    interrupt: Box<dyn Fn() + Send>,
+    interrupt: Box<dyn FnMut() + Send>,
     output: Box<dyn ConsoleOutput>,
 }
 
 impl Serial {
     /// Returns the port after reset. `interrupt` delivers one edge on its IRQ.
-    pub fn new(interrupt: Box<dyn Fn() + Send>, output: Box<dyn ConsoleOutput>) -> Self {
+    pub fn new(interrupt: Box<dyn FnMut() + Send>, output: Box<dyn ConsoleOutput>) -> Self {
         let state = SerialState { divisor: 12, line_control: 3, ..Default::default() };
         Self { state, interrupt, output }
     }
@@ -203,6 +206,17 @@ impl BusDevice for Serial {
             self.write_register(offset, *byte);
         }
         Action::None
+    }
+
+    fn save(&self) -> Vec<u8> {
+        encode(&self.state)
+    }
+
+    /// Raises nothing: an edge that was raised before is in the saved interrupt controller.
+    fn restore(&mut self, state: &[u8]) -> Result<(), RestoreError> {
+        self.state = decode(state)?;
+        self.state.input.truncate(INPUT_LIMIT);
+        Ok(())
     }
 }
 

@@ -157,6 +157,24 @@ impl ConfigSpace {
         }
     }
 
+    /// Returns the whole space, for [`ConfigSpace::restore`].
+    pub fn bytes(&self) -> &[u8; LEN] {
+        &self.bytes
+    }
+
+    /// Takes back the writable bits of `bytes`. Returns whether all others are as they are here: if not, it is another
+    /// function's space, and nothing is taken.
+    pub fn restore(&mut self, bytes: &[u8]) -> bool {
+        let fixed = |own: &[u8]| -> Vec<u8> {
+            own.iter().zip(&self.writable).map(|(byte, mask)| byte & !mask).collect()
+        };
+        let same = bytes.len() == LEN && fixed(bytes) == fixed(&self.bytes);
+        if same {
+            self.write(0, bytes);
+        }
+        same
+    }
+
     /// Returns the 16-bit register at `offset`.
     pub fn u16(&self, offset: usize) -> u16 {
         let mut data = [0; 2];
@@ -220,6 +238,21 @@ mod tests {
         assert_eq!(space.mapped(0).unwrap().start, 0x1_2345_6789_8000);
         space.place_bar(0, u64::MAX);
         assert_eq!(space.mapped(0), None, "a range that wraps decodes nothing");
+    }
+
+    #[test]
+    fn only_the_same_functions_registers_are_restored() {
+        let mut saved = space();
+        saved.place_bar(0, 0x1_2345_6789_8000);
+        saved.write(COMMAND, &[6, 4]);
+        let mut restored = space();
+        assert!(restored.restore(saved.bytes()));
+        assert_eq!(restored.bytes(), saved.bytes());
+        let mut other = *saved.bytes();
+        other[2] = 0x41;
+        let before = *restored.bytes();
+        assert!(!restored.restore(&other) && !restored.restore(&other[..255]));
+        assert_eq!(*restored.bytes(), before);
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! The host bridge in slot 0: an identity and nothing else. Its windows are told by ACPI.
 
-use super::PciFunction;
 use super::config::{ConfigSpace, Identity};
+use super::{FunctionState, PciFunction};
 
 /// QEMU's generic PCI Express host bridge, which no driver claims.
 const IDENTITY: Identity = Identity {
@@ -37,4 +37,9 @@ impl PciFunction for HostBridge {
     fn write_bar(&mut self, _: usize, _: u64, _: &[u8]) {}
 
     fn stop(&mut self) {}
+
+    fn save(&self) -> FunctionState {
+        let config = self.config.bytes().to_vec();
+        FunctionState { name: "host bridge".to_owned(), config, private: Vec::new() }
+    }
 }

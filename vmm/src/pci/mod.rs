@@ -21,6 +21,22 @@ pub use wiring::{DoorbellBus, MessageVector, VectorSource};
 
 use std::ops::Range;
 
+use serde::{Deserialize, Serialize};
+
+use crate::error::Error;
+use crate::snapshot::RestoreError;
+
+/// What is saved of a function.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FunctionState {
+    /// What it is, for messages.
+    pub name: String,
+    /// The configuration space.
+    pub config: Vec<u8>,
+    /// All beyond the configuration space, in the function's own encoding.
+    pub private: Vec<u8>,
+}
+
 /// One function of the bus.
 ///
 /// The guest chooses every offset and value: no call may panic, and none may block for longer than
@@ -56,6 +72,40 @@ pub trait PciFunction: Send {
 
     /// Stops the function's threads for good; joined when it returns.
     fn stop(&mut self);
+
+    /// Stops the function's threads until [`PciFunction::resume`], and waits until its interrupts have reached the guest's
+    /// processors. No vCPU runs meanwhile.
+    ///
+    /// # Errors
+    /// [`Error::Kvm`] when KVM refuses.
+    fn pause(&mut self) -> Result<(), Error> {
+        Ok(())
+    }
+
+    /// Goes on after [`PciFunction::pause`] or [`PciFunction::restore`].
+    ///
+    /// # Errors
+    /// [`Error::Device`] when a thread cannot be started.
+    fn resume(&mut self) -> Result<(), Error> {
+        Ok(())
+    }
+
+    /// Returns the state of a paused function.
+    fn save(&self) -> FunctionState {
+        FunctionState { config: self.config().bytes().to_vec(), ..FunctionState::default() }
+    }
+
+    /// Takes back what [`PciFunction::save`] has returned; the function is paused then.
+    ///
+    /// # Errors
+    /// [`RestoreError`] when it is another function's state.
+    fn restore(&mut self, state: &FunctionState) -> Result<(), RestoreError> {
+        if !self.config_mut().restore(&state.config) {
+            return Err(RestoreError::new("another PCI function"));
+        }
+        self.config_written();
+        Ok(())
+    }
 
     /// Finds the BAR that decodes `address` now, and the offset in it.
     fn decode(&self, address: u64) -> Option<(usize, u64)> {

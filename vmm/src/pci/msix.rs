@@ -8,8 +8,12 @@
 
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
+
 use super::config::ConfigSpace;
 use super::wiring::MessageVector;
+use crate::error::Error;
+use crate::snapshot::RestoreError;
 
 /// Capability number of MSI-X.
 const CAPABILITY: u8 = 0x11;
@@ -35,6 +39,13 @@ impl Entry {
         let [a, b, c, d, e, f, g, h, data @ .., _, _, _, _] = self.bytes;
         (u64::from_le_bytes([a, b, c, d, e, f, g, h]), u32::from_le_bytes(data))
     }
+}
+
+/// One entry as it is saved: its bytes in the table, and its pending bit.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SavedEntry {
+    bytes: [u8; ENTRY_LEN],
+    pending: bool,
 }
 
 /// The MSI-X state of one function.
@@ -72,6 +83,48 @@ impl Msix {
             self.control = control;
             (0..self.entries.len()).for_each(|index| self.update(index));
         }
+    }
+
+    /// Waits until every message sent so far has reached the guest's processors.
+    ///
+    /// # Errors
+    /// [`Error::Kvm`] when KVM refuses.
+    pub fn settle(&self) -> Result<(), Error> {
+        self.vectors.iter().try_for_each(|vector| vector.settle())
+    }
+
+    /// Returns the table and the pending bits; message control is in the configuration space.
+    pub fn save(&self) -> Vec<SavedEntry> {
+        let entries = self.entries.iter().zip(&self.vectors);
+        let save = |(entry, vector): (&Entry, &Arc<dyn MessageVector>)| SavedEntry {
+            bytes: entry.bytes,
+            pending: vector.is_pending(),
+        };
+        entries.map(save).collect()
+    }
+
+    /// Takes back what [`Msix::save`] has returned. Vectors become effective with [`Msix::config_written`].
+    ///
+    /// # Errors
+    /// [`RestoreError`] when the number of entries is another.
+    pub fn restore(&mut self, saved: &[SavedEntry]) -> Result<(), RestoreError> {
+        if saved.len() != self.entries.len() {
+            return Err(RestoreError::new(format!(
+                "{} interrupt vectors, not {}",
+                saved.len(),
+                self.entries.len()
+            )));
+        }
+        for ((entry, vector), saved) in self.entries.iter_mut().zip(&self.vectors).zip(saved) {
+            entry.bytes = saved.bytes;
+            entry.bytes[ENTRY_CONTROL] &= ENTRY_MASKED;
+            entry.bytes[ENTRY_CONTROL + 1..].fill(0);
+            if saved.pending {
+                // Fresh vectors are masked: this only latches.
+                vector.trigger();
+            }
+        }
+        Ok(())
     }
 
     /// Fills `data` from the table.
@@ -223,6 +276,27 @@ mod tests {
         setup.vectors[0].trigger();
         assert!(setup.vectors[0].state().masked);
         assert_eq!(setup.vectors[0].state().delivered, 0);
+    }
+
+    #[test]
+    fn restored_vectors_deliver_and_pending_ones_wait() {
+        let mut saved = Setup::new(3);
+        saved.entry(0, 0xfee0_0000, 0x41, 0);
+        saved.entry(1, 0xfee0_1000, 0x42, 1);
+        saved.control(CONTROL_ENABLE);
+        saved.vectors[1].trigger();
+        let mut restored = Setup::new(3);
+        restored.msix.restore(&saved.msix.save()).unwrap();
+        assert!(restored.config.restore(saved.config.bytes()));
+        restored.msix.config_written(&restored.config);
+        assert_eq!(restored.msix.save(), saved.msix.save());
+        assert_eq!((restored.pending(), restored.vectors[1].state().delivered), (2, 0));
+        assert_eq!(restored.vectors[0].state().route, Some((0xfee0_0000, 0x41)));
+        restored.vectors[0].trigger();
+        assert_eq!(restored.vectors[0].state().delivered, 1);
+        restored.msix.write_table(16 + 12, &[0; 4]);
+        assert_eq!(restored.vectors[1].state().delivered, 1);
+        assert!(restored.msix.restore(&saved.msix.save()[1..]).is_err());
     }
 
     #[test]

@@ -13,10 +13,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::host_bridge::HostBridge;
 use super::wiring::{DoorbellBus, VectorSource};
-use super::{PciFunction, config};
+use super::{FunctionState, PciFunction, config};
 use crate::bus::{Action, BusDevice, SharedDevice};
 use crate::error::Error;
 use crate::memory::GuestMemory;
+use crate::snapshot::{RestoreError, SnapshotError, decode, encode};
 use crate::virtio::{VirtioDevice, transport::VirtioFunction};
 
 /// Slots of the bus, the host bridge's included.
@@ -131,6 +132,50 @@ impl PciRoot {
         self.lock().functions.iter_mut().for_each(|function| function.stop());
     }
 
+    /// Pauses every function; see [`PciFunction::pause`].
+    ///
+    /// # Errors
+    /// [`Error::Kvm`] of the first function that cannot.
+    pub(crate) fn pause(&self) -> Result<(), Error> {
+        self.lock().functions.iter_mut().try_for_each(|function| function.pause())
+    }
+
+    /// Lets every function go on; see [`PciFunction::resume`].
+    ///
+    /// # Errors
+    /// [`Error::Device`] of the first function that cannot.
+    pub(crate) fn resume(&self) -> Result<(), Error> {
+        self.lock().functions.iter_mut().try_for_each(|function| function.resume())
+    }
+
+    /// Returns the states of the paused functions, in the order of their slots.
+    pub(crate) fn save(&self) -> Vec<FunctionState> {
+        self.lock().functions.iter().map(|function| function.save()).collect()
+    }
+
+    /// Gives every function back what [`PciRoot::save`] has returned.
+    ///
+    /// # Errors
+    /// [`SnapshotError`] when the functions are not the same ones.
+    pub(crate) fn restore(&self, states: &[FunctionState]) -> Result<(), SnapshotError> {
+        let mut slots = self.lock();
+        if states.len() != slots.functions.len() {
+            let (saved, present) = (states.len(), slots.functions.len());
+            return Err(SnapshotError::Machine {
+                what: "PCI devices",
+                saved: saved as u64,
+                present: present as u64,
+            });
+        }
+        for (slot, (function, state)) in slots.functions.iter_mut().zip(states).enumerate() {
+            function.restore(state).map_err(|reason| SnapshotError::Device {
+                device: format!("{} in PCI slot {slot}", state.name),
+                reason,
+            })?;
+        }
+        Ok(())
+    }
+
     fn lock(&self) -> MutexGuard<'_, Slots> {
         self.slots.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -202,6 +247,15 @@ impl BusDevice for AddressPort {
             self.0.lock().address = u32::from_le_bytes(data);
         }
         Action::None
+    }
+
+    fn save(&self) -> Vec<u8> {
+        encode(&self.0.lock().address)
+    }
+
+    fn restore(&mut self, state: &[u8]) -> Result<(), RestoreError> {
+        self.0.lock().address = decode(state)?;
+        Ok(())
     }
 }
 

@@ -21,6 +21,13 @@ pub trait MessageVector: Send + Sync {
     fn is_pending(&self) -> bool;
     /// Back to masked, nothing latched, no message.
     fn reset(&self);
+    /// Waits until what was raised so far has reached the guest's processors.
+    ///
+    /// # Errors
+    /// [`Error::Kvm`] when KVM refuses.
+    fn settle(&self) -> Result<(), Error> {
+        Ok(())
+    }
 }
 
 impl MessageVector for MsiVector {
@@ -44,6 +51,10 @@ impl MessageVector for MsiVector {
 
     fn reset(&self) {
         self.reset();
+    }
+
+    fn settle(&self) -> Result<(), Error> {
+        self.settle()
     }
 }
 

@@ -1,7 +1,8 @@
 //! Getting a vCPU thread out of the guest.
 //!
 //! A kick first sets the vCPU's `immediate_exit`, then sends its thread a real-time signal. The signal ends a KVM_RUN that is under
-//! way; the flag ends at once one that begins just then. Once set, the flag stays, so that one kick is enough for good.
+//! way; the flag ends at once one that begins just then. Once set, the flag stays, so that one kick is enough, until the thread itself clears it
+//! after a pause.
 
 use std::sync::atomic::{AtomicU8, Ordering::SeqCst};
 use std::sync::{Mutex, Once, PoisonError};
@@ -44,6 +45,15 @@ impl Kick {
                 (*target.immediate_exit).store(1, SeqCst);
                 libc::pthread_kill(target.thread, signal());
             }
+        }
+    }
+
+    /// Sets or clears the flag of the calling thread's own vCPU. A kick that comes after the clearing is not lost; for one that
+    /// came before, its reason must be looked at after the clearing.
+    pub(crate) fn set_immediate_exit(&self, on: bool) {
+        if let Some(target) = &*self.lock() {
+            // SAFETY: as in `kick`.
+            unsafe { (*target.immediate_exit).store(on.into(), SeqCst) };
         }
     }
 

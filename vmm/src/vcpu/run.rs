@@ -3,12 +3,13 @@
 //! Nothing here allocates until the guest has failed. Port accesses with a repeat prefix arrive as several elements in one exit and
 //! are served one by one.
 
-use kvm_bindings::{KVM_EXIT_IO_IN, kvm_run};
+use kvm_bindings::{CpuId, KVM_EXIT_IO_IN, kvm_run};
 use kvm_ioctls::{VcpuExit, VcpuFd};
 
 use super::failure::{Cause, Failure, Registers};
 use crate::bus::{Action, Bus};
 use crate::running::{Exit, Shared};
+use crate::snapshot::{VcpuState, tell_stopped};
 
 /// How often a vCPU came out of the guest to us, by kind.
 #[derive(Clone, Copy, Debug, Default)]
@@ -24,10 +25,14 @@ struct Exits {
 pub(crate) struct Vcpu {
     pub(crate) index: u8,
     pub(crate) fd: VcpuFd,
+    /// What the guest has been told that its processor is.
+    pub(crate) cpuid: CpuId,
 }
 
 enum Step {
     Continue,
+    /// A kick, a stray signal, or an application processor that was woken before its SIPI. All I/O is finished.
+    Interrupted,
     Port,
     Act(Action),
     Fail(Cause),
@@ -42,8 +47,17 @@ impl Vcpu {
             if shared.is_stopping() {
                 break None;
             }
+            let pausing = shared.gate.is_closed();
+            if pausing {
+                // KVM finishes the I/O of the last exit when it is entered again, and this time goes no further.
+                shared.kick_of(self.index).set_immediate_exit(true);
+            }
             let action = match self.step(shared, &mut exits) {
-                Step::Continue => continue,
+                Step::Interrupted if pausing => {
+                    self.pause(shared);
+                    continue;
+                }
+                Step::Continue | Step::Interrupted => continue,
                 Step::Port => self.serve_ports(&shared.ports, &mut exits),
                 Step::Act(action) => action,
                 Step::Fail(cause) => break Some(self.failure(cause)),
@@ -57,6 +71,15 @@ impl Vcpu {
         };
         tracing::debug!(vcpu = self.index, ?exits, "vCPU stops");
         exit
+    }
+
+    /// Waits at the gate.
+    fn pause(&mut self, shared: &Shared) {
+        let board = &shared.board;
+        let read = || VcpuState::read(self, &board.msrs, board.xsave_len);
+        shared.gate.wait(self.index.into(), read);
+        tell_stopped(&self.fd);
+        shared.kick_of(self.index).set_immediate_exit(false);
     }
 
     fn step(&mut self, shared: &Shared, exits: &mut Exits) -> Step {
@@ -73,16 +96,15 @@ impl Vcpu {
                 tracing::trace!(address, ?data, "memory write");
                 shared.mmio.write(address, data).map_or(Step::Continue, Step::Act)
             }
-            Ok(VcpuExit::Intr) => Step::Continue,
+            Ok(VcpuExit::Intr) => Step::Interrupted,
             Ok(VcpuExit::Shutdown) => Step::Fail(Cause::TripleFault),
             Ok(VcpuExit::FailEntry(reason, _)) => Step::Fail(Cause::FailEntry { reason }),
             Ok(VcpuExit::InternalError) => Step::InternalError,
             Ok(other) => Step::Fail(Cause::UnexpectedExit { exit: format!("{other:?}") }),
             Err(error) => match error.errno() {
-                // A kick, a stray signal, or an application processor that was woken before its SIPI.
                 libc::EINTR | libc::EAGAIN => {
                     exits.signals += 1;
-                    Step::Continue
+                    Step::Interrupted
                 }
                 errno => Step::Fail(Cause::RunRefused { errno }),
             },

@@ -10,6 +10,7 @@
 //! RING_RESET, legacy drivers, shared memory regions.
 //! See Virtual I/O Device (VIRTIO) Version 1.2, chapter 2.
 
+pub mod balloon;
 pub mod block;
 pub mod chain;
 pub mod net;
@@ -21,8 +22,9 @@ mod wait;
 mod worker;
 
 #[cfg(test)]
-mod driver;
+pub(crate) mod driver;
 
+pub use balloon::BalloonDevice;
 pub use block::{BlockDevice, BlockOptions};
 pub use chain::{Chain, Cursor, Segment};
 pub use net::NetDevice;
@@ -32,6 +34,8 @@ pub use signals::Signals;
 pub use virtio_queue::QueueState;
 
 use std::sync::Arc;
+
+use crate::snapshot::RestoreError;
 
 /// A virtio device, apart from how the guest reaches it.
 ///
@@ -75,6 +79,22 @@ pub trait VirtioDevice: Send {
     /// activated again.
     fn reset(&mut self) {
         self.quiesce();
+    }
+
+    /// Returns what the device must remember when the machine is saved, beside its queues. Called while it is quiet.
+    fn save(&self) -> Vec<u8> {
+        Vec::new()
+    }
+
+    /// Takes back what [`save`] has returned, before the first activation.
+    ///
+    /// # Errors
+    /// [`RestoreError`] when the state is not one of this device's.
+    ///
+    /// [`save`]: VirtioDevice::save
+    fn restore(&mut self, state: &[u8]) -> Result<(), RestoreError> {
+        let _ = state;
+        Ok(())
     }
 }
 

@@ -9,9 +9,11 @@ use std::sync::atomic::{AtomicU8, AtomicU16};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use serde::{Deserialize, Serialize};
 use virtio_bindings::virtio_config::{VIRTIO_CONFIG_S_DRIVER_OK, VIRTIO_CONFIG_S_NEEDS_RESET};
 
 use crate::pci::MessageVector;
+use crate::snapshot::RestoreError;
 
 /// The vector number that means none.
 pub const NO_VECTOR: u16 = 0xffff;
@@ -28,6 +30,15 @@ pub struct Signals {
     config_vector: AtomicU16,
     queue_vectors: Box<[AtomicU16]>,
     complaints: Mutex<Complaints>,
+}
+
+/// The registers as they are saved.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct SavedSignals {
+    status: u8,
+    generation: u8,
+    config_vector: u16,
+    queue_vectors: Vec<u16>,
 }
 
 #[derive(Default)]
@@ -125,6 +136,37 @@ impl Signals {
         self.status.store(0, SeqCst);
         self.config_vector.store(NO_VECTOR, Relaxed);
         self.queue_vectors.iter().for_each(|vector| vector.store(NO_VECTOR, Relaxed));
+    }
+
+    /// Returns the registers, for [`Signals::restore`].
+    pub(crate) fn save(&self) -> SavedSignals {
+        SavedSignals {
+            status: self.status(),
+            generation: self.generation(),
+            config_vector: self.config_vector(),
+            queue_vectors: (0..)
+                .zip(&self.queue_vectors)
+                .map(|(i, _)| self.queue_vector(i))
+                .collect(),
+        }
+    }
+
+    /// Takes back what [`Signals::save`] has returned.
+    ///
+    /// # Errors
+    /// [`RestoreError`] when the number of queues is another.
+    pub(crate) fn restore(&self, saved: &SavedSignals) -> Result<(), RestoreError> {
+        if saved.queue_vectors.len() != self.queue_vectors.len() {
+            let (saved, present) = (saved.queue_vectors.len(), self.queue_vectors.len());
+            return Err(RestoreError::new(format!("{saved} queues, not {present}")));
+        }
+        self.status.store(saved.status, SeqCst);
+        self.generation.store(saved.generation, SeqCst);
+        self.set_config_vector(saved.config_vector);
+        for (index, &vector) in (0..).zip(&saved.queue_vectors) {
+            self.set_queue_vector(index, vector);
+        }
+        Ok(())
     }
 
     /// Returns `vector` if it exists, else none: that is how a driver learns that it does not.

@@ -3,140 +3,16 @@
 //! They need a usable `/dev/kvm`, but no hardware virtualization behind it: emulated guests are slow, not wrong.
 
 mod guests;
+mod harness;
 
-use std::io::Write;
-use std::sync::mpsc::{self, Receiver, Sender};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, UNIX_EPOCH};
 
-use kvmbake_vmm::boot::KernelImage;
 use kvmbake_vmm::bus::{Action, BusDevice};
-use kvmbake_vmm::{Cause, Error, Exit, Image, Machine, MachineConfig, Running};
+use kvmbake_vmm::{Cause, Error, Exit, Machine, MachineConfig};
 use vmm_sys_util::eventfd::EventFd;
 
-/// A guest that has not ended by then hangs.
-const DEADLINE: Duration = Duration::from_secs(60);
-
-const LOAD_ADDRESS: u64 = 0x10_0000;
-const SECOND_ADDRESS: u64 = 0x1_0000;
-
-/// Returns an ELF64 executable that puts each code where it belongs and is entered at the first one.
-fn elf(segments: &[(u64, &[u8])]) -> Vec<u8> {
-    let table = 64 + 56 * segments.len();
-    let mut file = Vec::new();
-    file.extend_from_slice(&[0x7f, b'E', b'L', b'F', 2, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
-    file.extend_from_slice(&2u16.to_le_bytes());
-    file.extend_from_slice(&62u16.to_le_bytes());
-    file.extend_from_slice(&1u32.to_le_bytes());
-    for value in [segments[0].0, 64, 0] {
-        file.extend_from_slice(&value.to_le_bytes());
-    }
-    file.extend_from_slice(&0u32.to_le_bytes());
-    for value in [64u16, 56, segments.len() as u16, 0, 0, 0] {
-        file.extend_from_slice(&value.to_le_bytes());
-    }
-    let mut offset = table as u64;
-    for (address, code) in segments {
-        file.extend_from_slice(&1u32.to_le_bytes());
-        file.extend_from_slice(&7u32.to_le_bytes());
-        let len = code.len() as u64;
-        for value in [offset, *address, *address, len, len, 0x1000] {
-            file.extend_from_slice(&value.to_le_bytes());
-        }
-        offset += len;
-    }
-    segments.iter().for_each(|(_, code)| file.extend_from_slice(code));
-    file
-}
-
-/// A writer that hands on what it gets and keeps it.
-#[derive(Clone)]
-struct Console {
-    written: Arc<Mutex<Vec<u8>>>,
-    news: Sender<()>,
-}
-
-impl Write for Console {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        self.written.lock().unwrap().extend_from_slice(bytes);
-        let _ = self.news.send(());
-        Ok(bytes.len())
-    }
-    fn flush(&mut self) -> std::io::Result<()> {
-        Ok(())
-    }
-}
-
-/// A machine with a guest in it, and its console.
-struct Guest {
-    machine: Machine,
-    console: Console,
-    news: Receiver<()>,
-}
-
-impl Guest {
-    fn new(code: &[u8]) -> Self {
-        Self::with_segments(1, &[(LOAD_ADDRESS, code)])
-    }
-
-    fn with_segments(cpus: u8, segments: &[(u64, &[u8])]) -> Self {
-        let mut machine =
-            Machine::new(&MachineConfig { cpus, memory: 32 << 20 }).expect("a usable /dev/kvm");
-        let (sender, news) = mpsc::channel();
-        let console = Console { written: Arc::default(), news: sender };
-        machine.set_console(Box::new(console.clone()));
-        let kernel = KernelImage::parse(elf(segments)).unwrap();
-        let image = Image { kernel: &kernel, initrd: None, cmdline: "tiny" };
-        machine.load_image(&image).unwrap();
-        Self { machine, console, news }
-    }
-
-    fn start(self) -> Started {
-        let running = self.machine.start().unwrap();
-        Started { running, console: self.console, news: self.news }
-    }
-
-    fn run(self) -> (Exit, String) {
-        self.start().end()
-    }
-}
-
-struct Started {
-    running: Running,
-    console: Console,
-    news: Receiver<()>,
-}
-
-impl Started {
-    /// Waits until the guest has written `text`.
-    fn expect(&self, text: &str) {
-        while !self.output().contains(text) {
-            self.news
-                .recv_timeout(DEADLINE)
-                .unwrap_or_else(|_| panic!("no {text:?} in {:?}", self.output()));
-        }
-    }
-
-    fn output(&self) -> String {
-        String::from_utf8_lossy(&self.console.written.lock().unwrap()).into_owned()
-    }
-
-    /// Waits for the end; a guest that hangs is stopped at the deadline.
-    fn end(self) -> (Exit, String) {
-        let handle = self.running.handle();
-        let (ended, watchdog) = mpsc::channel::<()>();
-        let guard = std::thread::spawn(move || {
-            if watchdog.recv_timeout(DEADLINE) == Err(mpsc::RecvTimeoutError::Timeout) {
-                handle.stop();
-            }
-        });
-        let exit = self.running.wait();
-        drop(ended);
-        guard.join().unwrap();
-        let output = self.console.written.lock().unwrap();
-        (exit, String::from_utf8_lossy(&output).into_owned())
-    }
-}
+use harness::{Guest, LOAD_ADDRESS, SECOND_ADDRESS};
 
 #[test]
 fn serial_output_arrives_and_s5_shuts_down() {

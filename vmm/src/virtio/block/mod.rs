@@ -29,6 +29,7 @@ use virtio_queue::QueueState;
 
 use super::worker::{Worker, stop_all};
 use super::{ActivateError, Activation, VirtioDevice, feature, read_bytes};
+use crate::snapshot::{RestoreError, decode, encode};
 
 /// Bytes of a sector, the unit of the protocol.
 pub const SECTOR: u64 = 512;
@@ -159,6 +160,22 @@ impl VirtioDevice for BlockDevice {
 
     fn quiesce(&mut self) -> Vec<(u16, QueueState)> {
         stop_all(&mut self.workers)
+    }
+
+    fn save(&self) -> Vec<u8> {
+        encode(&(self.disk.block.len(), self.disk.serial))
+    }
+
+    fn restore(&mut self, state: &[u8]) -> Result<(), RestoreError> {
+        let (len, serial): (u64, [u8; SERIAL_LEN]) = decode(state)?;
+        if len != self.disk.block.len() {
+            let present = self.disk.block.len();
+            return Err(RestoreError::new(format!("a disk of {len} bytes, not {present}")));
+        }
+        if serial != self.disk.serial {
+            return Err(RestoreError::new("another serial number"));
+        }
+        Ok(())
     }
 }
 

@@ -13,9 +13,9 @@ mod serve;
 #[cfg(test)]
 mod tests;
 
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use kvmbake_net::link::{GuestOffloads, Link};
+use kvmbake_net::link::{GuestOffloads, Link, Pulled};
 use virtio_bindings::virtio_ids::VIRTIO_ID_NET;
 use virtio_bindings::virtio_net::{
     VIRTIO_NET_F_CSUM, VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_GUEST_TSO4, VIRTIO_NET_F_GUEST_TSO6,
@@ -26,6 +26,7 @@ use virtio_queue::QueueState;
 
 use super::worker::{Worker, stop_all};
 use super::{ActivateError, Activation, VirtioDevice, feature, read_bytes};
+use crate::snapshot::{RestoreError, decode, encode};
 
 const RX: u16 = 0;
 const TX: u16 = 1;
@@ -35,9 +36,16 @@ const TX_SIZE: u16 = 256;
 /// A network device.
 pub struct NetDevice {
     /// Held by the worker as long as it runs.
-    link: Arc<Mutex<Box<dyn Link>>>,
+    port: Arc<Mutex<Port>>,
     config: [u8; 12],
     workers: Vec<Worker>,
+}
+
+/// The end of the cable.
+struct Port {
+    link: Box<dyn Link>,
+    /// A frame that had left the link and still waited for buffers when the worker stopped.
+    staged: Option<(Pulled, Vec<u8>)>,
 }
 
 impl NetDevice {
@@ -48,7 +56,13 @@ impl NetDevice {
         config[6..8].copy_from_slice(&(VIRTIO_NET_S_LINK_UP as u16).to_le_bytes());
         config[8..10].copy_from_slice(&1u16.to_le_bytes());
         config[10..].copy_from_slice(&link.mtu().to_le_bytes());
-        Self { link: Arc::new(Mutex::new(link)), config, workers: Vec::new() }
+        let port = Arc::new(Mutex::new(Port { link, staged: None }));
+        Self { port, config, workers: Vec::new() }
+    }
+
+    /// Returns the port, which must not be held by a worker.
+    fn port(&self) -> MutexGuard<'_, Port> {
+        self.port.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -100,9 +114,9 @@ impl VirtioDevice for NetDevice {
             queue.ok_or(ActivateError::MissingQueue(index))
         };
         let (rx, tx) = (take(RX)?, take(TX)?);
-        let link = self.link.clone();
+        let port = self.port.clone();
         let worker = Worker::spawn("net", move |stop| {
-            serve::serve(&link, offloads, mergeable, rx, tx, stop)
+            serve::serve(&port, offloads, mergeable, rx, tx, stop)
         })?;
         self.workers.push(worker);
         Ok(())
@@ -110,5 +124,26 @@ impl VirtioDevice for NetDevice {
 
     fn quiesce(&mut self) -> Vec<(u16, QueueState)> {
         stop_all(&mut self.workers)
+    }
+
+    fn reset(&mut self) {
+        self.quiesce();
+        let mut port = self.port();
+        // The next driver may not want what this frame leaves to it.
+        port.staged = None;
+        // What tells the link that the driver is gone; a pause must not.
+        port.link.set_guest_offloads(GuestOffloads::default());
+    }
+
+    fn save(&self) -> Vec<u8> {
+        encode(&(self.config, self.port().link.save()))
+    }
+
+    fn restore(&mut self, state: &[u8]) -> Result<(), RestoreError> {
+        let (config, link): ([u8; 12], Vec<u8>) = decode(state)?;
+        if config != self.config {
+            return Err(RestoreError::new("another MAC address or MTU"));
+        }
+        self.port().link.restore(&link).map_err(|error| RestoreError::new(error.to_string()))
     }
 }

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use kvmbake_net::link::{GuestOffloads, Link, MAX_FRAME, Pulled};
 use virtio_queue::Error as RingError;
 
-use super::header;
+use super::{Port, header};
 use crate::virtio::chain::{Chain, Cursor, Segment, total};
 use crate::virtio::queue::{Popped, QueueFault, Virtqueue};
 use crate::virtio::wait;
@@ -24,21 +24,23 @@ const STARVED_SLEEP: Duration = Duration::from_millis(1);
 
 /// Serves the pair of queues until asked to stop or until the driver has broken one.
 pub(super) fn serve(
-    link: &Mutex<Box<dyn Link>>,
+    port: &Mutex<Port>,
     offloads: GuestOffloads,
     mergeable: bool,
     rx: Virtqueue,
     tx: Virtqueue,
     stop: &Stop,
 ) -> Progress {
-    let mut link = link.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut port = port.lock().unwrap_or_else(PoisonError::into_inner);
+    let Port { link, staged } = &mut *port;
     link.set_guest_offloads(offloads);
     let mut receiver = Receiver::new(rx, mergeable);
+    receiver.stage(staged.take());
     let mut sender = Sender::new(tx);
     if let Err(fault) = run(&mut **link, &mut receiver, &mut sender, stop) {
         receiver.queue.signals().needs_reset(fault);
     }
-    link.set_guest_offloads(GuestOffloads::default());
+    *staged = receiver.unstage();
     [receiver.queue, sender.queue].iter().map(|queue| (queue.index(), queue.state())).collect()
 }
 
@@ -199,6 +201,21 @@ impl Receiver {
             used: Vec::with_capacity(size),
             segments: Vec::with_capacity(size),
         }
+    }
+
+    /// Takes over a frame that was left when the last worker stopped.
+    fn stage(&mut self, left: Option<(Pulled, Vec<u8>)>) {
+        self.staged = left.map(|(pulled, frame)| {
+            let len = frame.len().min(self.frame.len());
+            self.frame[..len].copy_from_slice(&frame[..len]);
+            pulled
+        });
+    }
+
+    /// Returns the frame that is left.
+    fn unstage(&mut self) -> Option<(Pulled, Vec<u8>)> {
+        let pulled = self.staged.take()?;
+        Some((pulled, self.frame[..pulled.len.min(self.frame.len())].to_vec()))
     }
 
     fn receive(&mut self, link: &mut dyn Link) -> Result<Received, QueueFault> {

@@ -91,6 +91,13 @@ impl Link for FakeLink {
     fn mtu(&self) -> u16 {
         1500
     }
+    fn save(&self) -> Vec<u8> {
+        b"cable".to_vec()
+    }
+    fn restore(&mut self, state: &[u8]) -> std::io::Result<()> {
+        assert_eq!(state, b"cable");
+        Ok(())
+    }
 }
 
 const RX_QUEUE: usize = RX as usize;
@@ -322,4 +329,40 @@ fn random_transmit_chains_never_harm_the_device() {
         let last = setup.link.wait(|ends| ends.from_guest.pop());
         assert_eq!(last.0, b"the end", "seed {seed}");
     }
+}
+
+#[test]
+fn frame_without_a_buffer_survives_a_pause_but_not_a_reset() {
+    for reset in [false, true] {
+        let mut setup = Setup::new(MERGEABLE);
+        let frame = pattern(700);
+        setup.link.send(&frame, Offload::default());
+        // The worker has taken the frame from the link, and finds no buffer.
+        setup.link.wait(|ends| ends.to_guest.is_empty().then_some(()));
+        let states = if reset {
+            setup.device.reset();
+            (0..).zip(&setup.guest.rings).map(|(index, ring)| (index, ring.state(false))).collect()
+        } else {
+            setup.device.quiesce()
+        };
+        setup.guest.resume(&mut setup.device, MERGEABLE, &states);
+        let later = pattern(90);
+        setup.link.send(&later, Offload::default());
+        let first = if reset { later } else { frame };
+        let len = setup.guest.request(RX_QUEUE, &[into(RX_DATA, 2048)]) as usize;
+        assert_eq!(setup.guest.get(RX_DATA + 12, len - 12), first, "reset: {reset}");
+    }
+}
+
+#[test]
+fn link_keeps_its_state_with_the_device() {
+    let mut device = Setup::new(0).device;
+    let mut other = NetDevice::new(Box::new(FakeLink::new()));
+    device.quiesce();
+    let saved = device.save();
+    other.restore(&saved).unwrap();
+    assert_eq!(other.port().link.save(), b"cable");
+    other.config[0] ^= 4;
+    assert!(other.restore(&saved).unwrap_err().to_string().contains("MAC"));
+    assert!(other.restore(&saved[1..]).is_err());
 }

@@ -7,6 +7,7 @@
 
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
 use virtio_bindings::virtio_config::{
     VIRTIO_CONFIG_S_ACKNOWLEDGE, VIRTIO_CONFIG_S_DRIVER, VIRTIO_CONFIG_S_DRIVER_OK,
     VIRTIO_CONFIG_S_FAILED, VIRTIO_CONFIG_S_FEATURES_OK, VIRTIO_F_VERSION_1,
@@ -14,8 +15,9 @@ use virtio_bindings::virtio_config::{
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 use virtio_queue::QueueState;
 
+use crate::snapshot::RestoreError;
 use crate::virtio::feature;
-use crate::virtio::signals::Signals;
+use crate::virtio::signals::{SavedSignals, Signals};
 
 /// Bytes of the structure.
 pub const LEN: usize = 0x38;
@@ -43,6 +45,60 @@ pub enum Effect {
     Start,
     /// The driver wants the device as it was when it was new.
     Reset,
+}
+
+/// The registers as they are saved.
+#[derive(Serialize, Deserialize)]
+pub struct SavedCommon {
+    device_features: u64,
+    driver_features: u64,
+    device_half: u32,
+    driver_half: u32,
+    queue_select: u16,
+    queues: Vec<SavedQueue>,
+    signals: SavedSignals,
+}
+
+/// One queue as it is saved.
+#[derive(Serialize, Deserialize)]
+struct SavedQueue {
+    max_size: u16,
+    size: u16,
+    ready: bool,
+    next_avail: u16,
+    next_used: u16,
+    desc_table: u64,
+    avail_ring: u64,
+    used_ring: u64,
+}
+
+impl SavedQueue {
+    fn new(state: &QueueState) -> Self {
+        Self {
+            max_size: state.max_size,
+            size: state.size,
+            ready: state.ready,
+            next_avail: state.next_avail,
+            next_used: state.next_used,
+            desc_table: state.desc_table,
+            avail_ring: state.avail_ring,
+            used_ring: state.used_ring,
+        }
+    }
+
+    fn state(&self) -> QueueState {
+        QueueState {
+            max_size: self.max_size,
+            next_avail: self.next_avail,
+            next_used: self.next_used,
+            event_idx_enabled: false,
+            size: self.size,
+            ready: self.ready,
+            desc_table: self.desc_table,
+            avail_ring: self.avail_ring,
+            used_ring: self.used_ring,
+        }
+    }
 }
 
 /// The registers of the structure.
@@ -120,6 +176,57 @@ impl Common {
             _ => {}
         }
         Effect::None
+    }
+
+    /// Takes over how far the queues have come, as [`quiesce`] says.
+    ///
+    /// [`quiesce`]: crate::virtio::VirtioDevice::quiesce
+    pub fn set_progress(&mut self, progress: &[(u16, QueueState)]) {
+        for (index, state) in progress {
+            if let Some(queue) = self.queues.get_mut(usize::from(*index)) {
+                (queue.next_avail, queue.next_used) = (state.next_avail, state.next_used);
+            }
+        }
+    }
+
+    /// Returns the registers, for [`Common::restore`].
+    pub fn save(&self) -> SavedCommon {
+        SavedCommon {
+            device_features: self.device_features,
+            driver_features: self.driver_features,
+            device_half: self.device_half,
+            driver_half: self.driver_half,
+            queue_select: self.queue_select,
+            queues: self.queues.iter().map(SavedQueue::new).collect(),
+            signals: self.signals.save(),
+        }
+    }
+
+    /// Takes back what [`Common::save`] has returned.
+    ///
+    /// # Errors
+    /// [`RestoreError`] when it comes from a device that offers other features or queues.
+    pub fn restore(&mut self, saved: &SavedCommon) -> Result<(), RestoreError> {
+        let refuse = |what: String| Err(RestoreError::new(what));
+        if saved.device_features != self.device_features {
+            let (saved, present) = (saved.device_features, self.device_features);
+            return refuse(format!("virtio features {saved:#x}, not {present:#x}"));
+        }
+        if saved.queues.len() != self.queues.len() {
+            return refuse(format!("{} queues, not {}", saved.queues.len(), self.queues.len()));
+        }
+        for (queue, saved) in self.queues.iter().zip(&saved.queues) {
+            if saved.max_size != queue.max_size || saved.size > queue.max_size {
+                return refuse(format!("queues of {}, not {}", saved.max_size, queue.max_size));
+            }
+        }
+        self.signals.restore(&saved.signals)?;
+        self.driver_features = saved.driver_features & self.device_features;
+        self.device_half = saved.device_half;
+        self.driver_half = saved.driver_half;
+        self.queue_select = saved.queue_select;
+        self.queues = saved.queues.iter().map(SavedQueue::state).collect();
+        Ok(())
     }
 
     /// Back to the state before a driver came.

@@ -2,15 +2,18 @@
 
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
 use virtio_bindings::virtio_ids::{VIRTIO_ID_BLOCK, VIRTIO_ID_NET};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use super::common::{self, Common, Effect};
+use super::common::{self, Common, Effect, SavedCommon};
 use super::layout;
 use crate::error::Error;
 use crate::memory::GuestMemory;
 use crate::pci::config::{Bar, ConfigSpace, Identity};
-use crate::pci::{DoorbellBus, Msix, PciFunction, VectorSource};
+use crate::pci::msix::SavedEntry;
+use crate::pci::{DoorbellBus, FunctionState, Msix, PciFunction, VectorSource};
+use crate::snapshot::{RestoreError, decode, encode};
 use crate::virtio::signals::Signals;
 use crate::virtio::{ActivateError, Activation, VirtioDevice, Virtqueue, wait};
 
@@ -50,7 +53,27 @@ pub struct VirtioFunction {
     placed: Option<u64>,
     /// The addresses at which doorbells hang, with their queue.
     hung: Vec<(u64, usize)>,
+    life: Life,
+}
+
+/// Whether the device serves its queues.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Life {
+    /// The driver has not started it.
+    Idle,
+    /// Its threads run.
+    Active,
+    /// Its threads have been taken back, and shall go on from where the queues are.
+    Paused,
+}
+
+/// What is saved beside the configuration space.
+#[derive(Serialize, Deserialize)]
+struct Saved {
     active: bool,
+    common: SavedCommon,
+    msix: Vec<SavedEntry>,
+    device: Vec<u8>,
 }
 
 impl VirtioFunction {
@@ -86,7 +109,7 @@ impl VirtioFunction {
             doorbells,
             placed: None,
             hung: Vec::new(),
-            active: false,
+            life: Life::Idle,
         })
     }
 
@@ -114,10 +137,22 @@ impl VirtioFunction {
     }
 
     fn start(&mut self) {
-        let started = self.activation().and_then(|activation| self.device.activate(activation));
-        match started {
-            Ok(()) => self.active = true,
-            Err(error) => self.signals.needs_reset(error),
+        if let Err(error) = self.activate() {
+            self.signals.needs_reset(error);
+        }
+    }
+
+    fn activate(&mut self) -> Result<(), ActivateError> {
+        let activation = self.activation()?;
+        self.device.activate(activation)?;
+        self.life = Life::Active;
+        Ok(())
+    }
+
+    /// Takes the device's threads back for good.
+    fn deactivate(&mut self) {
+        if std::mem::replace(&mut self.life, Life::Idle) == Life::Active {
+            self.device.reset();
         }
     }
 
@@ -134,9 +169,7 @@ impl VirtioFunction {
     }
 
     fn reset(&mut self) {
-        if std::mem::take(&mut self.active) {
-            self.device.reset();
-        }
+        self.deactivate();
         self.common.reset();
         self.kicks.iter().for_each(|kick| wait::clear(kick));
     }
@@ -232,9 +265,61 @@ impl PciFunction for VirtioFunction {
     }
 
     fn stop(&mut self) {
-        if std::mem::take(&mut self.active) {
-            self.device.reset();
+        self.deactivate();
+    }
+
+    fn pause(&mut self) -> Result<(), Error> {
+        if self.life == Life::Active {
+            let progress = self.device.quiesce();
+            self.common.set_progress(&progress);
+            self.life = Life::Paused;
         }
+        self.msix.settle()
+    }
+
+    fn resume(&mut self) -> Result<(), Error> {
+        if self.life != Life::Paused {
+            return Ok(());
+        }
+        // Whatever the driver has put into the rings meanwhile is looked at when the threads begin: no kick is needed.
+        match self.activate() {
+            Ok(()) => Ok(()),
+            Err(ActivateError::Host(error)) => {
+                Err(Error::Device(format!("{} does not go on: {error}", self.signals.name())))
+            }
+            Err(error) => {
+                self.life = Life::Idle;
+                self.signals.needs_reset(error);
+                Ok(())
+            }
+        }
+    }
+
+    fn save(&self) -> FunctionState {
+        let saved = Saved {
+            active: self.life != Life::Idle,
+            common: self.common.save(),
+            msix: self.msix.save(),
+            device: self.device.save(),
+        };
+        FunctionState {
+            name: self.signals.name().to_owned(),
+            config: self.config.bytes().to_vec(),
+            private: encode(&saved),
+        }
+    }
+
+    fn restore(&mut self, state: &FunctionState) -> Result<(), RestoreError> {
+        let saved: Saved = decode(&state.private)?;
+        if !self.config.restore(&state.config) {
+            return Err(RestoreError::new(format!("not {}", self.signals.name())));
+        }
+        self.common.restore(&saved.common)?;
+        self.msix.restore(&saved.msix)?;
+        self.device.restore(&saved.device)?;
+        self.config_written();
+        self.life = if saved.active { Life::Paused } else { Life::Idle };
+        Ok(())
     }
 }
 

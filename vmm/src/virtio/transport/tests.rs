@@ -1,5 +1,7 @@
 //! A driver against the transport, through the PCI root as a vCPU would reach it.
 
+mod restored;
+
 use std::sync::{Arc, Mutex};
 
 use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
@@ -29,8 +31,12 @@ struct Machine {
 
 impl Machine {
     fn new(device: Box<dyn VirtioDevice>) -> Self {
+        Self::with_memory(device, memory())
+    }
+
+    fn with_memory(device: Box<dyn VirtioDevice>, memory: GuestMemory) -> Self {
         let windows = Windows { low: BAR..0xe000_0000, high: 1 << 32..2 << 32 };
-        let (root, memory) = (PciRoot::new(windows), memory());
+        let root = PciRoot::new(windows);
         let (vectors, doorbells) = (FakeVectors::default(), Arc::new(FakeDoorbells::default()));
         root.add_virtio(device, &memory, &vectors, doorbells.clone()).unwrap();
         let (ecam, low, high) = (root.ecam(), root.low_window(), root.high_window());
