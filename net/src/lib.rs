@@ -6,7 +6,7 @@
 //! the host, and holds no thread of its own: the device drives it.
 //!
 //! One file for each protocol: `arp`, `dhcp`, `dns`, `echo` (ICMP), `udp`, `tcp`.
-//! `policy` decides what the guest may reach.
+//! `policy` decides what the guest may reach, and `saved` is what a machine snapshot keeps.
 
 mod arp;
 mod config;
@@ -20,6 +20,7 @@ pub mod link;
 mod nat;
 mod outbox;
 mod policy;
+mod saved;
 mod slab;
 mod tcp;
 mod timers;

@@ -51,6 +51,9 @@ pub trait Link: Send {
 
     /// Says what the guest's driver has negotiated to receive. Before the first call, and again
     /// after a device reset, that is nothing.
+    ///
+    /// To say nothing again ends what the link holds for the guest, so a device that is only paused
+    /// does not say it. A device says it once more when it goes on, after a restore too.
     fn set_guest_offloads(&mut self, accepted: GuestOffloads);
 
     /// Returns the MAC address that the guest's device should carry.
@@ -58,6 +61,28 @@ pub trait Link: Send {
 
     /// Returns the largest IP packet, in bytes, that the link carries without segmentation offload.
     fn mtu(&self) -> u16;
+
+    /// Returns what another link needs to carry on for the same guest in another process.
+    ///
+    /// Called while nobody polls; the link goes on afterwards as if it had not been. The state has a
+    /// version and is bounded. Frames that wait in the link are not part of it: they are lost to the
+    /// restored guest, as on a wire.
+    fn save(&self) -> Vec<u8> {
+        Vec::new()
+    }
+
+    /// Takes over a guest that another link has been saved with.
+    ///
+    /// Called on a new link, before the first [`poll`](Link::poll). What the guest has open then and
+    /// the link cannot carry on is ended in the guest as the polls begin.
+    ///
+    /// # Errors
+    /// `InvalidData`, and nothing has changed: the state is damaged, of another version, or of a
+    /// network that this one cannot stand in for.
+    fn restore(&mut self, state: &[u8]) -> Result<(), std::io::Error> {
+        let _ = state;
+        Ok(())
+    }
 }
 
 /// A frame that [`Link::pull`] has copied out.

@@ -18,6 +18,7 @@ use crate::host::poller::{BATCH, Poller, Token};
 use crate::link::{DropReason, Gso, GuestOffloads, Link, MAX_FRAME, Offload, Pulled};
 use crate::outbox::{Addresses, Outbox};
 use crate::policy::{Policy, Route};
+use crate::saved::Saved;
 use crate::tcp::{Surroundings, TcpFlows};
 use crate::timers::Micros;
 use crate::udp::{self, UdpFlows};
@@ -47,6 +48,8 @@ pub struct Nat {
     /// When the guest is next asked for its address; meaningful while dials wait.
     next_arp: Micros,
     activity: Activity,
+    /// A guest has been restored, and its device has not polled yet.
+    restored: bool,
     start: Instant,
     now: Instant,
 }
@@ -83,6 +86,7 @@ impl Nat {
             waiting: VecDeque::new(),
             next_arp: 0,
             activity: Activity::default(),
+            restored: false,
             poller,
             shared,
             config,
@@ -342,6 +346,10 @@ impl Link for Nat {
                 // Longer than the buffer.
                 Some(None) => continue,
                 Some(Some(pulled)) => pulled,
+                None if self.tcp.has_orphans() => {
+                    self.tcp.reset_orphans(&mut self.outbox);
+                    continue;
+                }
                 None if self.udp.has_backlog() || self.dns.has_backlog() => {
                     self.dns.receive(&self.poller, &mut self.outbox, now);
                     self.udp.receive(&mut self.outbox, now);
@@ -361,6 +369,8 @@ impl Link for Nat {
 
     fn poll(&mut self, now: Instant) {
         self.now = self.now.max(now);
+        self.restored = false;
+        self.tcp.reset_orphans(&mut self.outbox);
         let micros = self.micros();
         self.take_events();
         self.dns.expire(&self.poller, &mut self.outbox, micros);
@@ -392,10 +402,14 @@ impl Link for Nat {
     }
 
     fn set_guest_offloads(&mut self, accepted: GuestOffloads) {
-        self.outbox.guest = accepted;
-        self.outbox.clear();
-        self.tcp.set_guest_offloads(accepted);
-        self.activity.driver_up = accepted != GuestOffloads::default();
+        let none = accepted == GuestOffloads::default();
+        // A device that was only paused goes on, and what waits for its guest is whole.
+        if none || accepted != self.outbox.guest {
+            self.outbox.guest = accepted;
+            self.outbox.clear();
+            self.tcp.set_guest_offloads(accepted);
+        }
+        self.activity.driver_up = !none || (self.restored && self.activity.driver_up);
         if !self.activity.driver_up {
             // A device reset: the guest has forgotten its flows and its address.
             let dials = self.tcp.clear();
@@ -414,6 +428,46 @@ impl Link for Nat {
 
     fn mtu(&self) -> u16 {
         self.config.mtu
+    }
+
+    fn save(&self) -> Vec<u8> {
+        let saved = Saved {
+            gateway: self.config.gateway,
+            guest: self.config.guest,
+            gateway_mac: self.config.gateway_mac,
+            guest_mac: self.activity.guest_mac,
+            lease: self.activity.lease,
+            driver_up: self.activity.driver_up,
+            address_seen: self.activity.address_seen.is_some(),
+            next_port: self.tcp.next_port(),
+            orphans: self.tcp.orphans(),
+        };
+        saved.to_bytes()
+    }
+
+    fn restore(&mut self, state: &[u8]) -> io::Result<()> {
+        let saved = Saved::from_bytes(state)?;
+        let config = &self.config;
+        let was = (saved.gateway, saved.guest, saved.gateway_mac);
+        if was != (config.gateway, config.guest, config.gateway_mac) {
+            let message = format!(
+                "Saved network had the guest at {} behind {}, not at {} behind {}, or another MAC \
+                 address of the gateway",
+                saved.guest, saved.gateway, config.guest, config.gateway,
+            );
+            return Err(io::Error::new(io::ErrorKind::InvalidData, message));
+        }
+        if let Some(station) = saved.guest_mac {
+            self.learn(&station);
+        }
+        self.activity.driver_up = saved.driver_up;
+        self.activity.lease = saved.lease;
+        self.activity.lease_since = (saved.lease != Lease::None).then_some(self.now);
+        self.activity.address_seen = saved.address_seen.then_some(self.now);
+        self.tcp.adopt(saved.orphans, saved.next_port);
+        self.restored = true;
+        self.publish();
+        Ok(())
     }
 }
 

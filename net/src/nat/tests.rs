@@ -2,6 +2,7 @@
 
 mod frames;
 mod hostile;
+mod restore;
 mod tcp;
 
 use std::io;

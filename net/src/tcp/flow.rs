@@ -15,6 +15,8 @@ use crate::dial::Ticket;
 use crate::host::socket::Socket;
 use crate::timers::Micros;
 
+use super::orphans::Numbers;
+
 /// Names a flow: both ends as the guest sees them, but for its own address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Key {
@@ -63,6 +65,8 @@ pub(crate) struct Flow {
     pub(crate) ready: bool,
     /// Bytes of both buffers, for the budget.
     pub(crate) buffers: usize,
+    /// Where the connection stands, once the guest has been given a segment of it.
+    pub(crate) numbers: Option<Numbers>,
 }
 
 /// How long a guest may stay silent to keep-alives before its flow is given up.
@@ -94,6 +98,7 @@ impl Flow {
             touched: false,
             ready: false,
             buffers: 2 * buffer,
+            numbers: None,
         }
     }
 

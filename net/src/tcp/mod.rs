@@ -8,11 +8,14 @@
 //! Work comes to a flow through two queues. A *touched* flow has something to move between its host
 //! socket and its buffers; a *ready* flow may have segments for the guest. Only flows in a queue, or
 //! whose timer is due, cost anything.
+//!
+//! Flows are not saved: what is left of them in a saved network are [`orphans`], which are reset.
 
 mod accept;
 mod dialling;
 mod engine;
 mod flow;
+pub(crate) mod orphans;
 
 use std::collections::{HashMap, VecDeque};
 use std::net::Ipv4Addr;
@@ -31,7 +34,9 @@ use crate::wire::{be16, be32, ipv4};
 
 use dialling::EPHEMERAL;
 use engine::Engine;
-use flow::{Flow, Key, Stage};
+pub(crate) use flow::Key;
+use flow::{Flow, Stage};
+use orphans::{Numbers, Orphan, Orphans};
 
 const HEADER_LEN: usize = 20;
 const FIN: u8 = 0x01;
@@ -39,9 +44,11 @@ const SYN: u8 = 0x02;
 const RST: u8 = 0x04;
 const ACK: u8 = 0x10;
 
-/// Bytes of one buffer: as much as pays, and as little as works.
+/// Bytes of one buffer: as much as pays, and as little as works. A buffer is a window, and each
+/// window costs a round through the guest: with 16 KiB a flow had a fifth of its throughput. Idle
+/// flows pay for it with addresses only, as memory that is never touched is never there.
 const MAX_BUFFER: usize = 256 << 10;
-const MIN_BUFFER: usize = 16 << 10;
+const MIN_BUFFER: usize = 64 << 10;
 /// The most flows whatever the configuration says: fewer than there are ports to dial from.
 const MAX_FLOWS: usize = 16_000;
 /// How long a dial's SYN has before it is sent anew.
@@ -66,6 +73,8 @@ pub(crate) struct TcpFlows {
     timers: Timers,
     touched: VecDeque<Slot>,
     ready: VecDeque<Slot>,
+    /// Connections of a restored guest's, which go before all others.
+    orphans: Orphans,
     limits: Limits,
     mtu: u16,
     seed: u64,
@@ -85,6 +94,7 @@ struct Header {
     src_port: u16,
     dst_port: u16,
     seq: u32,
+    ack: u32,
     flags: u8,
 }
 
@@ -101,6 +111,7 @@ impl Header {
             src_port: be16(bytes, 0),
             dst_port: be16(bytes, 2),
             seq: be32(bytes, 4),
+            ack: be32(bytes, 8),
             flags: bytes[13],
         };
         (header.src_port != 0 && header.dst_port != 0).then_some(header)
@@ -116,6 +127,7 @@ impl TcpFlows {
             timers: Timers::default(),
             touched: VecDeque::new(),
             ready: VecDeque::new(),
+            orphans: Orphans::default(),
             limits: Limits { tcp_flows: limits.tcp_flows.min(MAX_FLOWS), ..limits },
             mtu,
             seed,
@@ -151,6 +163,7 @@ impl TcpFlows {
     /// Ends every flow without a word to the guest, which has forgotten them all, and returns the
     /// dials that were being made.
     pub(crate) fn clear(&mut self) -> Vec<Ticket> {
+        self.orphans.clear();
         let slots: Vec<Slot> = self.flows.iter().map(|(slot, _)| slot).collect();
         let mut tickets = Vec::new();
         for slot in slots {
@@ -158,6 +171,38 @@ impl TcpFlows {
             self.remove(slot);
         }
         tickets
+    }
+
+    /// Returns what a saved guest still has of its connections. One that has not been answered yet
+    /// is none of them: the guest asks for it again.
+    pub(crate) fn orphans(&self) -> Vec<Orphan> {
+        let open = self
+            .flows
+            .iter()
+            .filter_map(|(_, flow)| flow.numbers.map(|numbers| Orphan { key: flow.key, numbers }));
+        self.orphans.iter().copied().chain(open).collect()
+    }
+
+    /// Returns the port that the next dial comes from.
+    pub(crate) fn next_port(&self) -> u16 {
+        self.next_port
+    }
+
+    /// Takes over the connections of a restored guest, to reset them, and goes on with the ports
+    /// that dials come from, so that none is one the guest still knows.
+    pub(crate) fn adopt(&mut self, orphans: Vec<Orphan>, next_port: u16) {
+        self.orphans.extend(orphans);
+        self.next_port = next_port.max(*EPHEMERAL.start());
+    }
+
+    /// Whether connections of a restored guest are yet to be reset.
+    pub(crate) fn has_orphans(&self) -> bool {
+        !self.orphans.is_empty()
+    }
+
+    /// Queues resets for connections of a restored guest, as far as the outbox has room.
+    pub(crate) fn reset_orphans(&mut self, outbox: &mut Outbox) {
+        self.orphans.reset(outbox);
     }
 
     /// Takes a segment from the guest; `trusted` skips its checksum.
@@ -178,6 +223,11 @@ impl TcpFlows {
         {
             let sockets = Some(&mut flow.sockets);
             self.engine.push(packet.bytes, sockets, around.outbox, around.now)?;
+            if header.flags & ACK != 0
+                && let Some(numbers) = &mut flow.numbers
+            {
+                numbers.acknowledge(header.ack);
+            }
             self.touch(slot);
             return Ok(());
         }
@@ -297,6 +347,7 @@ impl TcpFlows {
                 continue;
             };
             if let Some(pulled) = self.engine.pull(&mut flow.sockets, outbox, buf, now) {
+                flow.numbers = Numbers::after(flow.numbers, &buf[..pulled.len]);
                 self.ready.push_back(slot);
                 return Some(pulled);
             }

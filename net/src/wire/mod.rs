@@ -32,3 +32,11 @@ pub(crate) fn be32(bytes: &[u8], offset: usize) -> u32 {
 pub(crate) fn put16(bytes: &mut [u8], offset: usize, value: u16) {
     bytes[offset..offset + 2].copy_from_slice(&value.to_be_bytes());
 }
+
+/// Writes the big-endian 32-bit field at `offset`.
+///
+/// # Panics
+/// Panics when the field is not inside `bytes`.
+pub(crate) fn put32(bytes: &mut [u8], offset: usize, value: u32) {
+    bytes[offset..offset + 4].copy_from_slice(&value.to_be_bytes());
+}

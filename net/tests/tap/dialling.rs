@@ -11,7 +11,7 @@ use crate::world::{Namespace, PATIENCE, World};
 const PORT: u16 = 22;
 
 /// Runs a server in the guest that greets and sends back what it is told.
-fn greet(guest: &Namespace) {
+pub fn greet(guest: &Namespace) {
     let listener = guest.within(|| TcpListener::bind((Ipv4Addr::UNSPECIFIED, PORT))).unwrap();
     std::thread::spawn(move || {
         for mut stream in listener.incoming().flatten() {
@@ -26,7 +26,7 @@ fn greet(guest: &Namespace) {
     });
 }
 
-fn converse(world: &World, timeout: Duration) {
+pub fn converse(world: &World, timeout: Duration) {
     let mut stream = world.handle.dial(PORT, timeout).unwrap();
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
     stream.write_all(b"world").unwrap();

@@ -6,6 +6,7 @@
 mod device;
 mod dialling;
 mod names;
+mod restore;
 mod services;
 mod tcp;
 mod udp;

@@ -25,7 +25,7 @@ fn named_config() -> NatConfig {
 }
 
 /// Writes a script that a DHCP client calls, which notes its environment and sets the address.
-fn script(dir: &Path, configure: &str) -> (String, std::path::PathBuf) {
+pub fn script(dir: &Path, configure: &str) -> (String, std::path::PathBuf) {
     let log = dir.join("environment");
     let path = dir.join("script");
     let text = format!("#!/bin/sh\nexport event=$1\nenv >>{}\n{configure}\n", log.display());
@@ -34,7 +34,7 @@ fn script(dir: &Path, configure: &str) -> (String, std::path::PathBuf) {
     (path.to_str().unwrap().into(), log)
 }
 
-fn environment(log: &Path) -> HashMap<String, String> {
+pub fn environment(log: &Path) -> HashMap<String, String> {
     let text = fs::read_to_string(log).unwrap();
     text.lines()
         .filter_map(|line| line.split_once('='))

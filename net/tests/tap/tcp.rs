@@ -9,7 +9,7 @@ use kvmbake_net::{DropReason, NatConfig};
 use crate::device::Tap;
 use crate::world::{PATIENCE, WORLD, World};
 
-fn connect(world: &World, to: SocketAddr) -> io::Result<TcpStream> {
+pub fn connect(world: &World, to: SocketAddr) -> io::Result<TcpStream> {
     world.guest.within(move || {
         let stream = TcpStream::connect_timeout(&to, PATIENCE)?;
         stream.set_read_timeout(Some(PATIENCE))?;

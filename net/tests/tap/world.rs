@@ -8,12 +8,12 @@ use std::io;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::PathBuf;
-use std::process::{Command, Output};
+use std::process::{Child, Command, Output, Stdio};
 use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use kvmbake_net::{Nat, NatConfig, NatHandle};
+use kvmbake_net::{Link, Nat, NatConfig, NatHandle};
 
 use crate::device::{Tap, enter_netns};
 
@@ -69,13 +69,20 @@ impl Namespace {
 
     /// Runs a program inside the namespace, whatever it returns.
     pub fn output(&self, program: &str, arguments: &[&str]) -> Output {
+        self.command(program, arguments).output().expect("nsenter runs")
+    }
+
+    /// Starts a program inside the namespace; its output is kept.
+    pub fn spawn(&self, program: &str, arguments: &[&str]) -> Child {
+        let mut command = self.command(program, arguments);
+        command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("nsenter runs")
+    }
+
+    fn command(&self, program: &str, arguments: &[&str]) -> Command {
         require(program);
-        Command::new("nsenter")
-            .arg(format!("--net={}", self.path().display()))
-            .arg(program)
-            .args(arguments)
-            .output()
-            .expect("nsenter runs")
+        let mut command = Command::new("nsenter");
+        command.arg(format!("--net={}", self.path().display())).arg(program).args(arguments);
+        command
     }
 
     /// Runs a program inside the namespace, which must succeed, and returns what it says.
@@ -111,7 +118,31 @@ pub struct World {
     pub host: Namespace,
     pub handle: NatHandle,
     stop: Option<OwnedFd>,
-    nat: Option<JoinHandle<io::Result<()>>>,
+    nat: Option<Running>,
+}
+
+/// A thread that runs a NAT and gives back its device, and what was saved when it was stopped.
+type Running = JoinHandle<io::Result<(Tap, Vec<u8>)>>;
+
+/// Runs a NAT in a namespace, for the guest that has been saved if one has.
+fn start(
+    host: &Namespace,
+    tap: Tap,
+    config: NatConfig,
+    saved: Option<Vec<u8>>,
+) -> (OwnedFd, NatHandle, Running) {
+    let (stop, stopped) = pipe();
+    let (handles, made) = mpsc::channel();
+    let nat = host.enter(move || {
+        let (mut nat, handle) = Nat::new(config)?;
+        if let Some(saved) = saved {
+            nat.restore(&saved)?;
+        }
+        handles.send(handle).map_err(io::Error::other)?;
+        tap.run(&mut nat, stopped.as_fd())?;
+        Ok((tap, nat.save()))
+    });
+    (stop, made.recv().expect("the NAT starts"), nat)
 }
 
 impl World {
@@ -135,20 +166,17 @@ impl World {
             .unwrap_or_else(|error| panic!("cannot make a TAP device: {error}"));
         let link = ["link", "set", "tap0", "up", "address", &mac, "mtu", &mtu];
         guest.run("ip", &link);
-        let (stop, stopped) = pipe();
-        let (handles, made) = mpsc::channel();
-        let nat = host.enter(move || {
-            let (mut nat, handle) = Nat::new(config)?;
-            handles.send(handle).map_err(io::Error::other)?;
-            tap.run(&mut nat, stopped.as_fd())
-        });
-        World {
-            guest,
-            host,
-            handle: made.recv().expect("the NAT starts"),
-            stop: Some(stop),
-            nat: Some(nat),
-        }
+        let (stop, handle, nat) = start(&host, tap, config, None);
+        World { guest, host, handle, stop: Some(stop), nat: Some(nat) }
+    }
+
+    /// Stops the NAT, and puts a new one that has been restored from it in its place.
+    pub fn replace(&mut self, config: NatConfig) {
+        drop(self.stop.take());
+        let nat = self.nat.take().expect("a NAT runs").join();
+        let (tap, saved) = nat.expect("the NAT does not panic").expect("the NAT runs");
+        let (stop, handle, nat) = start(&self.host, tap, config, Some(saved));
+        (self.stop, self.handle, self.nat) = (Some(stop), handle, Some(nat));
     }
 
     /// Gives the guest its address and route by hand.

@@ -8,13 +8,13 @@ use super::frames::Segment;
 use super::*;
 use crate::{DialError, DialOutcome, Silence};
 
-const FIN: u8 = 0x01;
-const SYN: u8 = 0x02;
-const RST: u8 = 0x04;
-const PSH: u8 = 0x08;
-const ACK: u8 = 0x10;
-const PORT: u16 = 4000;
-const ISS: u32 = 0xffff_fff0;
+pub(super) const FIN: u8 = 0x01;
+pub(super) const SYN: u8 = 0x02;
+pub(super) const RST: u8 = 0x04;
+pub(super) const PSH: u8 = 0x08;
+pub(super) const ACK: u8 = 0x10;
+pub(super) const PORT: u16 = 4000;
+pub(super) const ISS: u32 = 0xffff_fff0;
 
 /// The guest's end of one connection.
 pub(super) struct Peer {
@@ -49,7 +49,7 @@ impl Peer {
     }
 
     /// Waits for the next segment with something in it, and notes it as received.
-    fn receive(&mut self, bench: &mut Bench) -> Segment {
+    pub(super) fn receive(&mut self, bench: &mut Bench) -> Segment {
         loop {
             let segment = bench.wait().segment();
             if segment.payload.is_empty() && segment.flags & (FIN | RST | SYN) == 0 {
@@ -145,6 +145,19 @@ fn bulk_data_leaves_in_frames_as_large_as_the_guest_takes() {
         }
         assert!(received == sent);
         assert_eq!(largest > 1514, tso4, "{largest}");
+    }
+}
+
+#[test]
+fn a_flow_among_a_thousand_idle_ones_still_has_a_window_that_pays() {
+    let mut bench = Bench::new(|_| {});
+    for port in 1..=1001 {
+        bench.push(&segment((GUEST, port), (SERVICE, 80), SYN, ISS, 0, &[])).unwrap();
+        let answer = bench.wait();
+        assert_eq!(answer.segment().flags, SYN | ACK);
+        // The guest has offered no scaling (RFC 7323), so this is all that can be announced.
+        let window = crate::wire::be16(answer.packet().payload(), 14);
+        assert!(window >= 60_000, "flow {port} has a window of {window}");
     }
 }
 
