@@ -4,21 +4,29 @@
 //! a [`seed`] is the bytes of a disk, and [`http`] serves any stream that it is handed. Everything that a guest sends
 //! is hostile: it is bounded, and it ends in an error value, never in a panic.
 //!
+//! Around a machine snapshot: [`sync`] before it, [`clock`] after it was restored; [`terminal`] is for people.
+//!
 //! The order of a build: [`key`] and [`seed`] before the boot, [`session`] and [`wait`] once sshd answers, [`step`]s in
 //! their order, [`seal`] at the end.
 #![forbid(unsafe_code)]
 
+pub mod clock;
 pub mod command;
 pub mod http;
 pub mod key;
 pub mod output;
+pub mod reseed;
 pub mod seal;
 pub mod seed;
 pub mod session;
 pub mod step;
+pub mod sync;
+pub mod terminal;
 pub mod wait;
 
 pub use command::{Command, ExitStatus, Privilege, Program};
 pub use key::BuildKey;
 pub use output::{Output, Stream};
+pub use reseed::{Reseeded, reseed};
 pub use session::{ConnectError, Login, Session, SessionError};
+pub use sync::sync;

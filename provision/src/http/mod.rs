@@ -34,12 +34,28 @@ pub struct Served {
     pub method: String,
     /// The path as asked for, likewise.
     pub path: String,
+    /// The path as asked for, whole and as it came.
+    pub target: String,
     /// The status code of the answer.
     pub status: u16,
     /// Bytes of content sent.
     pub bytes: u64,
     /// How long the answer took.
     pub duration: Duration,
+}
+
+/// What a GET would be answered with.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Answer {
+    /// The content of this file.
+    File(PathBuf),
+    /// Something else: a listing, or a status without content that matters.
+    Other {
+        /// The status code.
+        status: u16,
+        /// The listing.
+        text: String,
+    },
 }
 
 type Watcher = Arc<dyn Fn(&Served) + Send + Sync>;
@@ -78,6 +94,11 @@ impl DirectoryServer {
     ) -> DirectoryServer {
         self.watcher = Some(Arc::new(watcher));
         self
+    }
+
+    /// Returns what a GET of `path`, a request's [`Served::target`], would be answered with now.
+    pub fn answer_to(&self, path: &str) -> Answer {
+        resource::answer_to(&self.root, path)
     }
 
     /// Opens a connection: the client's end of a stream whose other end is served on a new thread, until either closes.
@@ -157,6 +178,7 @@ impl DirectoryServer {
             watcher(&Served {
                 method: request.method.clone(),
                 path: request.shown_path(),
+                target: request.path.clone(),
                 status: reply.status,
                 bytes: sent.as_ref().copied().unwrap_or(0),
                 duration: started.elapsed(),

@@ -4,8 +4,9 @@ use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{self, Seek, SeekFrom};
 use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
+use super::Answer;
 use super::request::Request;
 
 /// The most entries that a listing shows.
@@ -72,7 +73,32 @@ pub(super) fn reply(root: &Path, request: &Request) -> Reply {
 }
 
 fn find(root: &Path, request: &Request) -> Result<Reply, u16> {
-    let bytes = percent_decoded(&request.path).ok_or(400u16)?;
+    match locate(root, &request.path)? {
+        Located::File(path) => file(&path, request.range.as_deref()),
+        Located::Index(path) => file(&path, None),
+        Located::Folder(path, asked) => listing(&path, &asked),
+        Located::Moved => {
+            let mut moved = plain(301);
+            moved.headers.push(("Location", format!("{}/", request.path)));
+            Ok(moved)
+        }
+    }
+}
+
+/// What a path of a request leads to.
+enum Located {
+    File(PathBuf),
+    /// The file that a folder shows instead of its listing.
+    Index(PathBuf),
+    /// A folder, and the decoded path that it was asked for by.
+    Folder(PathBuf, Vec<u8>),
+    /// A folder that was asked for without the slash at its end.
+    Moved,
+}
+
+/// Finds what a request for `path` leads to. `root` is canonical.
+fn locate(root: &Path, path: &str) -> Result<Located, u16> {
+    let bytes = percent_decoded(path).ok_or(400u16)?;
     let mut path = root.to_path_buf();
     for part in bytes.split(|&byte| byte == b'/') {
         match part {
@@ -90,21 +116,34 @@ fn find(root: &Path, request: &Request) -> Result<Reply, u16> {
     let as_folder = bytes.ends_with(b"/");
     if kind.is_dir() {
         if !as_folder {
-            let mut moved = plain(301);
-            moved.headers.push(("Location", format!("{}/", request.path)));
-            return Ok(moved);
+            return Ok(Located::Moved);
         }
         let index = path.join("index.html");
         if index.symlink_metadata().is_ok_and(|kind| kind.is_file()) {
-            return file(&index, None);
+            return Ok(Located::Index(index));
         }
-        return listing(&path, &bytes);
+        return Ok(Located::Folder(path, bytes));
     }
     // Opening a pipe would wait for its writer; devices are no content either.
     if !kind.is_file() || as_folder {
         return Err(404);
     }
-    file(&path, request.range.as_deref())
+    Ok(Located::File(path))
+}
+
+/// See [`DirectoryServer::answer_to`](super::DirectoryServer::answer_to).
+pub(super) fn answer_to(root: &Path, path: &str) -> Answer {
+    let refused = |status| Answer::Other { status, text: String::new() };
+    match locate(root, path) {
+        Ok(Located::File(path) | Located::Index(path)) => Answer::File(path),
+        Ok(Located::Moved) => refused(301),
+        Ok(Located::Folder(path, asked)) => match listing(&path, &asked) {
+            Ok(Reply { status, body: Body::Text(text), .. }) => Answer::Other { status, text },
+            Ok(reply) => refused(reply.status),
+            Err(status) => refused(status),
+        },
+        Err(status) => refused(status),
+    }
 }
 
 fn file(path: &Path, range: Option<&str>) -> Result<Reply, u16> {

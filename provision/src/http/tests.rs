@@ -151,6 +151,24 @@ fn listings_quote_odd_names() {
 }
 
 #[test]
+fn what_a_path_would_give_is_told_without_asking_for_it() {
+    let folder = folder();
+    let server = server(&folder);
+    let real = folder.path().join("www").canonicalize().expect("folder");
+    assert_eq!(server.answer_to("/hello.txt"), Answer::File(real.join("hello.txt")));
+    let status = |path| match server.answer_to(path) {
+        Answer::Other { status, .. } => status,
+        Answer::File(path) => panic!("{}", path.display()),
+    };
+    assert_eq!(status("/missing"), 404);
+    assert_eq!(status("/../secret"), 403);
+    assert_eq!(status("/sub%20dir"), 301);
+    let before = server.answer_to("/sub%20dir/");
+    std::fs::write(real.join("sub dir/another"), "").expect("write");
+    assert_ne!(server.answer_to("/sub%20dir/"), before);
+}
+
+#[test]
 fn connections_beyond_the_limit_are_refused_and_places_come_back() {
     let folder = folder();
     let server = server(&folder);

@@ -12,7 +12,9 @@ use tokio::time::{Instant, sleep, timeout_at};
 
 use super::{ConnectError, Login, Session};
 
-/// Between two attempts at a guest that does not answer yet.
+/// Between two attempts at a guest that does not answer yet: the first pause, and the longest. A restored guest is a
+/// matter of milliseconds, one that boots is not to be kept busy by us.
+const FIRST_PAUSE: Duration = Duration::from_millis(10);
 const PAUSE: Duration = Duration::from_millis(250);
 
 /// After a refused key. sshd since 9.8 shuts a peer out that fails more often (`PerSourcePenalties`, 5 s a failure).
@@ -123,6 +125,7 @@ where
     let started = Instant::now();
     let deadline = started + limit;
     let mut attempts = Attempts::default();
+    let mut next_pause = FIRST_PAUSE;
     loop {
         let attempt = async {
             let stream = dial().await.map_err(AttemptError::Dial)?;
@@ -135,14 +138,15 @@ where
             Ok(Err(error)) => error,
             Err(_) => AttemptError::Dial(io::ErrorKind::TimedOut.into()),
         };
-        let pause = match &error {
-            AttemptError::Connect(ConnectError::KeyRefused { .. }) => PAUSE_AFTER_REFUSAL,
-            _ => PAUSE,
-        };
+        let refused = matches!(&error, AttemptError::Connect(ConnectError::KeyRefused { .. }));
         let hopeless = matches!(&error, AttemptError::Connect(error) if !error.is_transient());
         if let Some(new) = attempts.note(error, started.elapsed()) {
             on_change(new);
+            // Something has moved in the guest: the next thing may follow soon.
+            next_pause = FIRST_PAUSE;
         }
+        let pause = if refused { PAUSE_AFTER_REFUSAL } else { next_pause };
+        next_pause = (next_pause * 2).min(PAUSE);
         if hopeless || Instant::now() + pause >= deadline {
             return Err(GaveUp { waited: started.elapsed(), attempts });
         }

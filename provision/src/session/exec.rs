@@ -7,7 +7,7 @@ use russh::{Channel, ChannelMsg, ChannelReadHalf, ChannelWriteHalf, Sig, client}
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep_until, timeout};
 
-use super::remote::{NOT_STARTED, Place, kill_words, words};
+use super::remote::{NOT_STARTED, Place, kill_words, line_words, words};
 use super::{Session, SessionError};
 use crate::command::{Command, ExitStatus, Privilege};
 use crate::output::{Capture, Output, Stream};
@@ -31,6 +31,13 @@ pub struct Captured {
     pub stdout: String,
     /// Standard error, cut at 1 MiB.
     pub stderr: String,
+}
+
+impl Capture {
+    fn into_captured(self, status: ExitStatus) -> Captured {
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        Captured { status, stdout: text(&self.stdout), stderr: text(&self.stderr) }
+    }
 }
 
 impl Session {
@@ -68,8 +75,7 @@ impl Session {
     pub async fn capture(&self, command: &Command) -> Result<Captured, SessionError> {
         let mut capture = Capture::new(1 << 20);
         let status = self.run(command, &mut capture).await?;
-        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-        Ok(Captured { status, stdout: text(&capture.stdout), stderr: text(&capture.stderr) })
+        Ok(capture.into_captured(status))
     }
 
     /// Kills what has run too long and listens until it is gone; whether it is.
@@ -106,22 +112,57 @@ impl Session {
         matches!(killer.follow(None, &mut ()).await, Ok(Some(ExitStatus::Code(0))))
     }
 
-    async fn start(&self, exec: &str) -> Result<Channel<client::Msg>, SessionError> {
-        if self.is_closed() {
-            return Err(self.lost(false));
-        }
-        let channel = match self.handle.channel_open_session().await {
-            Ok(channel) => channel,
-            Err(russh::Error::ChannelOpenFailure(reason)) => {
-                return Err(SessionError::ChannelRefused { detail: format!("{reason:?}") });
+    /// Runs one line of shell, made when its channel stands, for its output: a single program's worth of words, without
+    /// the folder and the process group of a [`Command`]. What it starts is not killed when `limit` is over.
+    pub(crate) async fn ask(
+        &self,
+        privilege: &Privilege,
+        limit: Duration,
+        line: impl FnOnce() -> String,
+    ) -> Result<Captured, SessionError> {
+        let mark = format!("kvmbake-{:016x}", mark_number());
+        let asking = async {
+            let channel = self.open().await?;
+            let remote = line_words(&line(), privilege, &self.user, &mark)?;
+            channel.exec(true, &*remote.exec).await.map_err(|_| self.lost(false))?;
+            let mut running = Running::new(self, channel, remote.stdin, Preamble::new(remote.mark));
+            let mut capture = Capture::new(64 << 10);
+            match running.follow(Some(Instant::now() + limit), &mut capture).await? {
+                Some(status) => {
+                    Ok(capture.into_captured(running.conclude(status, remote.as_user)?))
+                }
+                None => {
+                    running.close().await;
+                    Err(SessionError::TimedOut { limit, ended: false })
+                }
             }
-            Err(_) => return Err(self.lost(false)),
         };
+        // The opening too may never be answered, by a guest that hangs.
+        let opened = timeout(limit + Duration::from_secs(1), asking).await;
+        opened.unwrap_or(Err(SessionError::TimedOut { limit, ended: false }))
+    }
+
+    async fn start(&self, exec: &str) -> Result<Channel<client::Msg>, SessionError> {
+        let channel = self.open().await?;
         channel.exec(true, exec).await.map_err(|_| self.lost(false))?;
         Ok(channel)
     }
 
-    fn lost(&self, started: bool) -> SessionError {
+    /// Opens a channel for one program.
+    pub(super) async fn open(&self) -> Result<Channel<client::Msg>, SessionError> {
+        if self.is_closed() {
+            return Err(self.lost(false));
+        }
+        match self.handle.channel_open_session().await {
+            Ok(channel) => Ok(channel),
+            Err(russh::Error::ChannelOpenFailure(reason)) => {
+                Err(SessionError::ChannelRefused { detail: format!("{reason:?}") })
+            }
+            Err(_) => Err(self.lost(false)),
+        }
+    }
+
+    pub(super) fn lost(&self, started: bool) -> SessionError {
         SessionError::ConnectionLost { started, detail: self.end() }
     }
 }
@@ -334,7 +375,7 @@ fn keep_last(kept: &mut Vec<u8>, bytes: &[u8], limit: usize) {
     kept.drain(..extra);
 }
 
-fn signal_text(signal: &Sig) -> String {
+pub(super) fn signal_text(signal: &Sig) -> String {
     match signal {
         Sig::Custom(name) => name.chars().filter(char::is_ascii_alphanumeric).take(16).collect(),
         named => format!("{named:?}"),

@@ -268,3 +268,16 @@ async fn sudo_is_given_the_user_and_nothing_of_the_command() {
     assert_eq!(seen.stdout, "s3cret\n");
     assert_eq!(seen.stderr, "-n -H -u baker -- /bin/sh -c IFS= read -r b && eval \"$b\"\n");
 }
+
+#[tokio::test]
+async fn a_line_is_asked_with_the_rights_it_needs() {
+    let limit = Duration::from_secs(60);
+    let (_sshd, session, _server) =
+        with_sudo("echo 'sudo: a password is required' >&2; exit 1").await;
+    let ask =
+        async |privilege| session.ask(&privilege, limit, || "echo $((6 * 7)); exit 3".into()).await;
+    let seen = ask(Privilege::Login).await.expect("status");
+    assert_eq!((seen.status, seen.stdout.as_str()), (ExitStatus::Code(3), "42\n"));
+    let error = ask(Privilege::Root).await.expect_err("refused");
+    assert!(matches!(error, SessionError::SudoRefused { .. }), "{error:?}");
+}

@@ -15,6 +15,7 @@ mod error;
 mod exec;
 mod remote;
 mod tap;
+mod terminal;
 
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -35,6 +36,7 @@ pub use error::{ConnectError, Phase, SessionError};
 pub use exec::Captured;
 pub(crate) use remote::is_variable_name;
 use tap::{Opening, Tap};
+pub use terminal::{TerminalError, TerminalRequest, TerminalSize};
 
 /// Who logs in, and how long each thing may take.
 #[derive(Debug, Clone)]
@@ -244,13 +246,16 @@ impl Session {
 
     /// Waits until the connection has ended, at most for `limit`; whether it did.
     pub async fn closed(&self, limit: Duration) -> bool {
-        // The library has no future for this that does not take the session, so it is looked at ten times a second.
+        // The library has no future for this that does not take the session, so it is looked at: at once, as it mostly
+        // is a matter of a moment, and then ever less often, down to ten times a second.
         let deadline = Instant::now() + limit;
+        let mut pause = Duration::from_millis(1);
         while !self.is_closed() {
             if Instant::now() >= deadline {
                 return false;
             }
-            tokio::time::sleep(Duration::from_millis(100)).await;
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(Duration::from_millis(100));
         }
         true
     }

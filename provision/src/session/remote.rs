@@ -116,6 +116,18 @@ pub(super) fn words(command: &Command, login: &str, mark: &str) -> Result<Remote
     Ok(Remote { exec, stdin, mark: mark.to_owned(), as_user })
 }
 
+/// Puts one line of shell into words, without any folder: what it starts cannot be killed by [`kill_words`].
+pub(super) fn line_words(
+    line: &str,
+    privilege: &Privilege,
+    login: &str,
+    mark: &str,
+) -> Result<Remote, SessionError> {
+    let (exec, as_user) = entry(privilege, login)?;
+    let line = format!("printf '%s shell\\n%s run 0 0 -\\n' {mark} {mark}; {line}\n");
+    Ok(Remote { exec, stdin: line.into_bytes(), mark: mark.to_owned(), as_user })
+}
+
 /// The words that kill a command, all its group: TERM, five seconds, KILL. They end with 0 once the group is gone.
 pub(super) fn kill_words(
     place: &Place,
