@@ -52,6 +52,37 @@ fn open_at_depth(
     })
 }
 
+/// Returns the paths of all files that [`open`] would open for the image at `path`, itself first.
+///
+/// # Errors
+/// As [`open`].
+pub fn files(path: &Path, options: &OpenOptions) -> Result<Vec<PathBuf>, Error> {
+    let mut files = vec![path.to_owned()];
+    let (mut image, mut format) = (path.to_owned(), options.format);
+    for _ in 0..=MAX_CHAIN {
+        let kind = match format {
+            Some(format) => format,
+            None => probe(&image)?,
+        };
+        let names = match kind {
+            Format::Raw => break,
+            Format::Qcow2 => qcow2::names(&image)?,
+        };
+        if let Some(name) = names.data_file {
+            files.push(options.resolve(&image, "data file", &name)?);
+        }
+        let Some((name, backing_format)) = names.backing else { break };
+        image = options.resolve(&image, "backing file", &name)?;
+        files.push(image.clone());
+        // A name that is no format of ours has been refused by `open`.
+        format = backing_format.and_then(|format| match format.as_str() {
+            "file" => Some(Format::Raw),
+            other => other.parse().ok(),
+        });
+    }
+    Ok(files)
+}
+
 /// Opens the backing file that the image at `path` names.
 pub(crate) fn open_backing(
     path: &Path,

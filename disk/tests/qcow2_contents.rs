@@ -44,13 +44,16 @@ fn judge(overlay: &Path, base: &Path, base_format: &str, model: &[u8]) {
 #[test]
 fn overlays_behave_like_a_vector_and_satisfy_qemu() {
     let dir = TempDir::new().unwrap();
-    let kinds: [(&str, &[&str]); 6] = [
+    let kinds: [(&str, &[&str]); 9] = [
         ("64k", &[]),
         ("512", &["-o", "cluster_size=512"]),
         ("2m", &["-o", "cluster_size=2M"]),
         ("v2", &["-o", "compat=0.10"]),
         ("compressed", &["-c"]),
         ("compressed-v2", &["-c", "-o", "compat=0.10,cluster_size=16k"]),
+        ("zstd", &["-c", "-o", "compression_type=zstd"]),
+        ("zstd-2m", &["-c", "-o", "compression_type=zstd,cluster_size=2M"]),
+        ("extended", &["-o", "extended_l2=on,cluster_size=16k"]),
     ];
     for (seed, (name, convert)) in kinds.into_iter().enumerate() {
         let mut random = Random(seed as u64);
@@ -70,6 +73,54 @@ fn overlays_behave_like_a_vector_and_satisfy_qemu() {
         drop(overlay);
         judge(&path, &base_path, "qcow2", &model);
     }
+}
+
+#[test]
+fn subclusters_compressed_clusters_and_the_base_are_told_apart() {
+    let dir = TempDir::new().unwrap();
+    let mut random = Random(11);
+    let len = 4 << 20;
+    let mut model = patchy(&mut random, len);
+    std::fs::write(dir.path().join("base.raw"), &model).unwrap();
+    let path = dir.path().join("image.qcow2");
+    let options_of_image = "extended_l2=on,compression_type=zstd,cluster_size=128k";
+    qemu_img(&[
+        "create",
+        "-q",
+        "-f",
+        "qcow2",
+        "-F",
+        "raw",
+        "-b",
+        text(&dir.path().join("base.raw")),
+        "-o",
+        options_of_image,
+        text(&path),
+        "5M",
+    ]);
+    model.resize(5 << 20, 0);
+    let mut commands = Vec::new();
+    for _ in 0..60 {
+        let (offset, count) = (random.below(len as u64 / 512) * 512, (1 + random.below(40)) * 512);
+        let byte = random.below(256) as u8;
+        let range = offset as usize..(offset + count) as usize;
+        if random.below(3) == 0 {
+            commands.extend(["-c".to_owned(), format!("write -z {offset} {count}")]);
+            model[range].fill(0);
+        } else {
+            commands.extend(["-c".to_owned(), format!("write -P {byte} {offset} {count}")]);
+            model[range].fill(byte);
+        }
+    }
+    // A whole cluster that nothing else touches, compressed.
+    commands.extend(["-c".to_owned(), format!("write -c -P 77 {} 128k", (5 << 20) - (128 << 10))]);
+    model[(5 << 20) - (128 << 10)..].fill(77);
+    commands.extend(["-f".to_owned(), "qcow2".to_owned(), text(&path).to_owned()]);
+    let arguments: Vec<_> = commands.iter().map(String::as_str).collect();
+    support::run("qemu-io", &arguments);
+    let allowed =
+        OpenOptions { allow_backing: vec![dir.path().to_owned()], ..options(Format::Qcow2) };
+    assert_contents(&*open(&path, &allowed).unwrap(), &model);
 }
 
 #[test]
@@ -298,7 +349,7 @@ fn several_threads_write_read_and_discard_side_by_side() {
     let mut model = contents;
     std::thread::scope(|scope| {
         for (number, part) in (0..).zip(model.chunks_mut(SHARE as usize)) {
-            let window = Window { disk: Arc::clone(&overlay), start: number * SHARE, len: SHARE };
+            let window = Window { disk: overlay.clone(), start: number * SHARE, len: SHARE };
             scope.spawn(move || exercise(&window, part, &mut Random(80 + number), 250));
         }
     });

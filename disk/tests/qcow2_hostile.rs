@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 use std::time::Duration;
 
+use kvmbake_disk::qcow2::check_refcounts;
 use kvmbake_disk::{Block, Error, ErrorKind, Format, OpenOptions, open};
 use support::{Random, patchy, qemu_img, text};
 use tempfile::TempDir;
@@ -79,7 +80,7 @@ fn bad_headers_are_refused_by_name() {
         (set64(72, 2), Corrupt, "corrupt"),
         (set64(72, 4), Corrupt, "keeps its data in another file"),
         (set64(72, 8), Unsupported, "compression type 0"),
-        (set64(72, 16), Unsupported, "extended L2 entries"),
+        (set64(72, 16), Corrupt, "entry 0 of the L2 table"),
         (set64(72, 1 << 63), Unsupported, "feature bits 0x8000000000000000"),
         (set32(96, 7), Corrupt, "refcount_order is 7"),
         (set32(100, 96), Corrupt, "header_length is 96"),
@@ -170,18 +171,57 @@ fn files_that_lost_their_end_are_found_at_opening() {
 }
 
 #[test]
-fn unsupported_kinds_made_by_qemu_are_refused_with_advice() {
+fn kinds_that_are_only_read_are_refused_for_writing_with_advice() {
     let dir = TempDir::new().unwrap();
     let path = dir.path().join("image.qcow2");
     for (option, message) in
         [("compression_type=zstd", "zstd compression"), ("extended_l2=on", "extended L2 entries")]
     {
         qemu_img(&["create", "-q", "-f", "qcow2", "-o", option, text(&path), "1M"]);
-        let error = refusal(&path);
+        open(&path, &OpenOptions::default()).unwrap();
+        let writable = OpenOptions { writable: true, ..OpenOptions::default() };
+        let error = open(&path, &writable).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Unsupported);
         assert!(error.to_string().contains(message), "{error}");
-        assert!(error.hint().unwrap().contains("qemu-img convert"));
+        assert!(error.hint().unwrap().contains("kvmbake convert"));
     }
+}
+
+#[test]
+fn damaged_subclusters_and_zstd_clusters_are_refused() {
+    let dir = TempDir::new().unwrap();
+    let path = dir.path().join("image.qcow2");
+    let raw = dir.path().join("raw");
+    std::fs::write(&raw, vec![7; 1 << 20]).unwrap();
+    let convert = |flags: &[&str]| {
+        let mut arguments = vec!["convert", "-f", "raw", "-O", "qcow2"];
+        arguments.extend(flags);
+        arguments.extend([text(&raw), text(&path)]);
+        qemu_img(&arguments);
+        std::fs::read(&path).unwrap()
+    };
+    let be64 = |bytes: &[u8], at: usize| {
+        u64::from_be_bytes(bytes[at..at + 8].try_into().unwrap()) & 0x00ff_ffff_ffff_fe00
+    };
+    let l2_of = |bytes: &[u8]| be64(bytes, be64(bytes, 40) as usize) as usize;
+
+    let mut bytes = convert(&["-o", "extended_l2=on"]);
+    let l2 = l2_of(&bytes);
+    // The first subcluster both allocated and zero.
+    put64(&mut bytes, l2 + 8, 1 << 32 | 1);
+    std::fs::write(&path, &bytes).unwrap();
+    assert_eq!(refusal(&path).kind(), ErrorKind::Corrupt);
+
+    let mut bytes = convert(&["-c", "-o", "compression_type=zstd"]);
+    let l2 = l2_of(&bytes);
+    let entry = u64::from_be_bytes(bytes[l2..l2 + 8].try_into().unwrap());
+    let place = (entry & ((1 << 54) - 1)) as usize;
+    bytes[place..place + 8].fill(0xee);
+    std::fs::write(&path, &bytes).unwrap();
+    let disk = open(&path, &OpenOptions::default()).unwrap();
+    let error = disk.read_at(&mut [0; 512], 0).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Corrupt, "{error}");
+    assert!(error.to_string().contains("image.qcow2"), "{error}");
 }
 
 #[test]
@@ -381,4 +421,35 @@ fn use_roughly(disk: &dyn Block, random: &mut Random) {
         };
     }
     let _ = disk.flush();
+}
+
+#[test]
+fn refcount_damage_is_refused_and_leaks_are_counted() {
+    let dir = TempDir::new().unwrap();
+    let path = dir.path().join("image.qcow2");
+    let raw = dir.path().join("raw");
+    std::fs::write(&raw, vec![7; 1 << 20]).unwrap();
+    qemu_img(&["convert", "-f", "raw", "-O", "qcow2", text(&raw), text(&path)]);
+    qemu_img(&["snapshot", "-c", "one", text(&path)]);
+    let sound = check_refcounts(&path).unwrap();
+    assert_eq!((sound.too_low, sound.leaked), (0, Some(0)));
+    let good = std::fs::read(&path).unwrap();
+    let be64 = |at: usize| u64::from_be_bytes(good[at..at + 8].try_into().unwrap()) as usize;
+    let block = be64(be64(48));
+    // The header's own cluster, counted not at all and then twice.
+    for (refcount, expected) in [(0u16, (1, Some(0))), (2, (0, Some(1)))] {
+        let mut bytes = good.clone();
+        bytes[block..block + 2].copy_from_slice(&refcount.to_be_bytes());
+        std::fs::write(&path, &bytes).unwrap();
+        let report = check_refcounts(&path).unwrap();
+        assert_eq!((report.too_low, report.leaked), expected);
+        if refcount == 0 {
+            let error = refusal(&path);
+            assert_eq!(error.kind(), ErrorKind::Corrupt);
+            assert!(error.to_string().contains("refcounts"), "{error}");
+            assert!(error.hint().unwrap().contains("qemu-img check"));
+        } else {
+            open(&path, &OpenOptions::default()).unwrap();
+        }
+    }
 }

@@ -39,6 +39,15 @@ pub(super) struct Header {
     pub l1_offset: u64,
     pub refcount_table_offset: u64,
     pub refcount_table_clusters: u32,
+    /// Entries of L2 tables have 16 bytes and tell subclusters apart.
+    pub extended_l2: bool,
+    /// Compressed clusters are Zstandard, not deflate.
+    pub zstd: bool,
+    pub refcount_order: u32,
+    pub snapshots: u32,
+    pub snapshots_offset: u64,
+    /// There are persistent bitmaps or other things that take clusters and that are not read.
+    pub has_extras: bool,
     pub backing: Option<Backing>,
     pub data_file: Option<DataFile>,
 }
@@ -63,7 +72,21 @@ impl Header {
 
     /// Returns how many L2 entries one L2 table has.
     pub(super) fn l2_entries(&self) -> u64 {
-        self.cluster_size() / 8
+        self.cluster_size() / self.l2_entry_size()
+    }
+
+    /// Returns the bytes of an L2 entry.
+    pub(super) fn l2_entry_size(&self) -> u64 {
+        if self.extended_l2 { 16 } else { 8 }
+    }
+
+    /// Returns what the image uses that is only read, not written.
+    pub(super) fn read_only_feature(&self) -> Option<&'static str> {
+        match self {
+            Header { zstd: true, .. } => Some("zstd compression"),
+            Header { extended_l2: true, .. } => Some("extended L2 entries"),
+            _ => None,
+        }
     }
 
     /// Reads and checks the header.
@@ -95,6 +118,12 @@ impl Header {
             l1_offset: raw.l1_offset,
             refcount_table_offset: raw.refcount_table_offset,
             refcount_table_clusters: raw.refcount_table_clusters,
+            extended_l2: raw.has_extended_l2(),
+            zstd: raw.compression == 1,
+            refcount_order: raw.refcount_order,
+            snapshots: raw.snapshots,
+            snapshots_offset: raw.snapshots_offset,
+            has_extras: false,
             backing: None,
             data_file: (raw.incompatible & INCOMPATIBLE_DATA_FILE != 0)
                 .then_some(DataFile { name: None }),
@@ -144,7 +173,8 @@ impl Header {
                         format!("the feature name table has {len} bytes, no multiple of 48"),
                     ));
                 }
-                _ => {}
+                EXTENSION_FEATURE_NAMES => {}
+                _ => self.has_extras = true,
             }
             at += len.next_multiple_of(8);
         }
@@ -237,19 +267,12 @@ impl Fields {
             )
             .with_hint(repair));
         }
-        let convert =
-            "Convert it with: qemu-img convert -O qcow2 -o compression_type=zlib,extended_l2=off";
-        if self.incompatible & INCOMPATIBLE_COMPRESSION != 0 {
-            let name = match self.compression {
-                1 => "zstd compression".to_owned(),
-                other => format!("compression type {other}"),
-            };
-            return Err(unsupported(file, name).with_hint(convert));
+        if (self.incompatible & INCOMPATIBLE_COMPRESSION != 0) != (self.compression != 0)
+            || self.compression > 1
+        {
+            return Err(unsupported(file, format!("compression type {}", self.compression)));
         }
-        if self.incompatible & INCOMPATIBLE_EXTENDED_L2 != 0 {
-            return Err(unsupported(file, "extended L2 entries".into()).with_hint(convert));
-        }
-        let known = INCOMPATIBLE_DATA_FILE;
+        let known = INCOMPATIBLE_DATA_FILE | INCOMPATIBLE_COMPRESSION | INCOMPATIBLE_EXTENDED_L2;
         if self.incompatible & !known != 0 {
             return Err(unsupported(
                 file,
@@ -257,6 +280,10 @@ impl Fields {
             ));
         }
         Ok(())
+    }
+
+    fn has_extended_l2(&self) -> bool {
+        self.incompatible & INCOMPATIBLE_EXTENDED_L2 != 0
     }
 
     /// Checks sizes against each other, and that what the header points to lies in the file.
@@ -269,6 +296,13 @@ impl Fields {
             ));
         }
         let cluster_size = 1u64 << self.cluster_bits;
+        if self.has_extended_l2() && self.cluster_bits < 14 {
+            return Err(corrupt(
+                file,
+                20,
+                format!("extended L2 entries with cluster_bits {}", self.cluster_bits),
+            ));
+        }
         if self.refcount_order > 6 {
             return Err(corrupt(
                 file,
@@ -294,7 +328,8 @@ impl Fields {
             ));
         }
 
-        let per_l1_entry = cluster_size * (cluster_size / 8);
+        let entry_size = if self.has_extended_l2() { 16 } else { 8 };
+        let per_l1_entry = cluster_size * (cluster_size / entry_size);
         let needed = self.size.div_ceil(per_l1_entry);
         if self.l1_entries > MAX_L1_ENTRIES || needed > u64::from(MAX_L1_ENTRIES) {
             return Err(corrupt(
@@ -370,10 +405,10 @@ pub(super) fn ends_early(path: &Path, len: u64, what: &str) -> Error {
         .with_hint("Download or copy the image again")
 }
 
-fn unsupported(file: &HostFile, feature: String) -> Error {
+pub(super) fn unsupported(file: &HostFile, feature: String) -> Error {
     Error::new(ErrorKind::Unsupported, "open")
         .on(file.path())
-        .because(format!("it uses {feature}, which is not supported yet"))
+        .because(format!("it uses {feature}, which is not supported"))
 }
 
 pub(super) fn be32(buf: &[u8], at: usize) -> u32 {

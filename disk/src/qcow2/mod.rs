@@ -4,16 +4,21 @@
 //! writes through. This file turns imago's view into a [`Block`] and adds what it leaves out:
 //! freeing the host's space on discard, walking the data extents, and taking any disk as backing.
 //!
-//! Left out: zstd clusters, extended L2 entries, encryption (refused by name), and internal
-//! snapshots other than the current state.
+//! Images with zstd clusters or extended L2 entries, which imago does not know, are read through
+//! `reader` and not written.
+//!
+//! Left out: encryption (refused by name), and internal snapshots other than the current state.
 
 mod header;
+mod reader;
+mod refcounts;
 mod store;
 mod structure;
 
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use imago::qcow2::Qcow2;
@@ -23,7 +28,10 @@ use imago::{
 };
 
 use self::header::Header;
-use self::store::Store;
+use self::reader::Reader;
+use self::refcounts::Depth;
+pub use self::refcounts::RefcountReport;
+use self::store::{FileStore, Store};
 use crate::block::{Block, Extent, check_range};
 use crate::error::{Error, ErrorKind};
 use crate::host_file::HostFile;
@@ -51,17 +59,28 @@ pub struct Qcow2Block {
     len: u64,
     cluster_size: u64,
     version: u32,
-    writable: bool,
+    writable: AtomicBool,
+    /// The file of an overlay made here, to step down from writing.
+    file: Option<Arc<FileStore>>,
 }
 
 /// Opens a qcow2 image and what it depends on, as far as `options` allow. `depth` counts the
 /// images in front of it.
-pub(crate) fn open(path: &Path, options: &OpenOptions, depth: usize) -> Result<Qcow2Block, Error> {
+pub(crate) fn open(
+    path: &Path,
+    options: &OpenOptions,
+    depth: usize,
+) -> Result<Arc<dyn Block>, Error> {
     let writable = options.writable;
     let file = HostFile::open(path, writable)?;
     let wanted = if writable { Use::Write } else { Use::Read };
     lock::lock(file.file(), path, wanted)?;
     let header = Header::read(&file)?;
+    let read_only_feature = header.read_only_feature();
+    if let Some(feature) = read_only_feature.filter(|_| writable) {
+        return Err(header::unsupported(&file, format!("{feature} and is to be written"))
+            .with_hint(format!("Convert it first: kvmbake convert {} new.qcow2", path.display())));
+    }
 
     let data_file = match &header.data_file {
         Some(data_file) => Some(open_data_file(path, data_file, options, wanted)?),
@@ -69,6 +88,7 @@ pub(crate) fn open(path: &Path, options: &OpenOptions, depth: usize) -> Result<Q
     };
     let data_len = data_file.as_ref().map_or(file.len(), HostFile::len);
     let doubtful = structure::check(&file, &header, data_len)?;
+    refuse_low_refcounts(&file, &header)?;
     let file_len = file.len();
     let base = match &header.backing {
         Some(backing) => {
@@ -77,6 +97,11 @@ pub(crate) fn open(path: &Path, options: &OpenOptions, depth: usize) -> Result<Q
         None => None,
     };
 
+    if read_only_feature.is_some() {
+        let disk = Reader::new(path, file, data_file, base, header)?;
+        check_doubtful(&disk, doubtful, path, file_len)?;
+        return Ok(Arc::new(disk));
+    }
     let image = Qcow2::builder(Store::image(file))
         .write(writable)
         .backing(base_format(base.as_ref(), path)?)
@@ -84,12 +109,66 @@ pub(crate) fn open(path: &Path, options: &OpenOptions, depth: usize) -> Result<Q
         .open(DenyImplicitOpenGate::default())
         .map_err(|error| Error::io("open", error).on(path))?;
     let disk = Qcow2Block::new(image, base, path, &header, writable);
-    if let Some(offset) = doubtful {
-        disk.read_at(&mut [0], offset).map_err(|error| {
-            header::ends_early(path, file_len, "a compressed cluster").caused_by(error)
-        })?;
+    check_doubtful(&disk, doubtful, path, file_len)?;
+    Ok(Arc::new(disk))
+}
+
+/// Refuses an image of which clusters are used more often than they are counted: whoever wrote it
+/// last was interrupted or wrong, and whoever writes to it next overwrites data.
+fn refuse_low_refcounts(file: &HostFile, header: &Header) -> Result<(), Error> {
+    match refcounts::check(file, header, Depth::Current)? {
+        RefcountReport { too_low, first: Some(first), .. } => Err(header::corrupt(
+            file,
+            first,
+            format!("{too_low} clusters are used more often than their refcounts say"),
+        )
+        .with_hint(format!("Repair it with: qemu-img check -r all {}", file.path().display()))),
+        _ => Ok(()),
     }
-    Ok(disk)
+}
+
+/// Compares the refcounts of a qcow2 image with what refers to its clusters.
+///
+/// # Errors
+/// What opening the image meets, low refcounts apart.
+pub fn check_refcounts(path: &Path) -> Result<RefcountReport, Error> {
+    let file = HostFile::open(path, false)?;
+    lock::lock(file.file(), path, Use::Read)?;
+    let header = Header::read(&file)?;
+    // Data in another file are not counted in this one.
+    let data_len = if header.data_file.is_some() { u64::MAX } else { file.len() };
+    structure::check(&file, &header, data_len)?;
+    refcounts::check(&file, &header, Depth::All)
+}
+
+/// Reads where the file may have lost the end of a compressed cluster.
+fn check_doubtful(
+    disk: &dyn Block,
+    doubtful: Option<u64>,
+    path: &Path,
+    file_len: u64,
+) -> Result<(), Error> {
+    let Some(offset) = doubtful else { return Ok(()) };
+    disk.read_at(&mut [0], offset).map_err(|error| {
+        header::ends_early(path, file_len, "a compressed cluster").caused_by(error)
+    })
+}
+
+/// The other files that an image names.
+pub(crate) struct Names {
+    /// The data file.
+    pub(crate) data_file: Option<String>,
+    /// The backing file and its format.
+    pub(crate) backing: Option<(String, Option<String>)>,
+}
+
+/// Reads from the header at `path` which other files the image names.
+pub(crate) fn names(path: &Path) -> Result<Names, Error> {
+    let header = Header::read(&HostFile::open(path, false)?)?;
+    Ok(Names {
+        data_file: header.data_file.and_then(|data_file| data_file.name),
+        backing: header.backing.map(|backing| (backing.name, backing.format)),
+    })
 }
 
 fn open_data_file(
@@ -110,11 +189,11 @@ fn open_data_file(
 }
 
 /// Makes a new qcow2 overlay at `path`: what is not written to it reads from `base`, and as
-/// zeroes behind the end of `base`. The overlay is locked for writing as long as it is open.
+/// zeroes behind the end of `base`. The overlay is locked for writing until it is frozen or closed.
 ///
 /// The overlay does not name its base: it is of use only through the returned disk, and later
-/// only to somebody who knows the base. So nothing that a guest writes can make a later reader
-/// open a file. The file belongs to its owner alone (mode 0600).
+/// to somebody who knows the base and calls [`open_overlay`]. So nothing that a guest writes can
+/// make a later reader open a file. The file belongs to its owner alone (mode 0600).
 ///
 /// # Errors
 /// [`ErrorKind::AlreadyExists`]; [`ErrorKind::Invalid`] when `virtual_size` is smaller than the
@@ -123,7 +202,7 @@ pub fn create_overlay(
     path: &Path,
     base: Arc<dyn Block>,
     virtual_size: u64,
-) -> Result<Arc<dyn Block>, Error> {
+) -> Result<Arc<Qcow2Block>, Error> {
     if virtual_size < base.len() {
         return Err(Error::new(ErrorKind::Invalid, "create")
             .on(path)
@@ -145,10 +224,12 @@ fn fill_overlay(
     path: &Path,
     base: Arc<dyn Block>,
     virtual_size: u64,
-) -> Result<Arc<dyn Block>, Error> {
+) -> Result<Arc<Qcow2Block>, Error> {
     lock::lock(file.file(), path, Use::Write)?;
     let backing = base_format(Some(&base), path)?;
-    let image = Qcow2::<Store>::create_builder(Store::image(file))
+    let store = Store::image(file);
+    let file = store.file_store();
+    let image = Qcow2::<Store>::create_builder(store)
         .cluster_size(OVERLAY_CLUSTER_SIZE as usize)
         .size(virtual_size)
         .create_open(DenyImplicitOpenGate::default(), |store| {
@@ -165,8 +246,46 @@ fn fill_overlay(
         path: path.to_owned(),
         cluster_size: OVERLAY_CLUSTER_SIZE,
         version: 3,
-        writable: true,
+        writable: AtomicBool::new(true),
+        file,
     }))
+}
+
+/// Opens, for reading, an overlay that [`create_overlay`] made on `base`.
+///
+/// # Errors
+/// As [`open`](crate::open()); [`ErrorKind::NamesOtherFile`] when the file names a backing file or a
+/// data file, which no overlay made here does; [`ErrorKind::Invalid`] when it is smaller than `base`.
+pub fn open_overlay(path: &Path, base: Arc<dyn Block>) -> Result<Arc<Qcow2Block>, Error> {
+    let file = HostFile::open(path, false)?;
+    lock::lock(file.file(), path, Use::Read)?;
+    let header = Header::read(&file)?;
+    if header.backing.is_some() || header.data_file.is_some() {
+        return Err(Error::new(ErrorKind::NamesOtherFile, "open")
+            .on(path)
+            .because("an overlay names no other file, and this one does"));
+    }
+    if let Some(feature) = header.read_only_feature() {
+        return Err(header::unsupported(
+            &file,
+            format!("{feature}, which no overlay made here does"),
+        ));
+    }
+    if header.size < base.len() {
+        return Err(Error::new(ErrorKind::Invalid, "open").on(path).because(format!(
+            "a disk of {} bytes is smaller than its base of {} bytes",
+            header.size,
+            base.len()
+        )));
+    }
+    let data_len = file.len();
+    structure::check(&file, &header, data_len)?;
+    let image = Qcow2::builder(Store::image(file))
+        .write(false)
+        .backing(base_format(Some(&base), path)?)
+        .open(DenyImplicitOpenGate::default())
+        .map_err(|error| Error::io("open", error).on(path))?;
+    Ok(Arc::new(Qcow2Block::new(image, Some(base), path, &header, false)))
 }
 
 /// Wraps a disk so that imago reads unallocated clusters from it.
@@ -198,13 +317,42 @@ impl Qcow2Block {
             len: header.size,
             cluster_size: header.cluster_size(),
             version: header.version,
-            writable,
+            writable: AtomicBool::new(writable),
+            file: None,
         }
+    }
+
+    /// Ends writing for good: what the image holds is in the file now, though not durable yet, and
+    /// others may read the file. Only for an overlay made by [`create_overlay`]. The caller sees to
+    /// it that no request is under way.
+    ///
+    /// # Errors
+    /// What flushing met; the overlay stays writable then.
+    pub fn freeze(&self) -> Result<(), Error> {
+        let _alone = self.free_clusters();
+        self.image.flush().map_err(|error| self.failed("flush", 0, error))?;
+        if let Some(store) = &self.file {
+            store.trim().map_err(|error| self.failed("flush", 0, error))?;
+            let file = store.host_file().file();
+            lock::unlock(file);
+            lock::lock(file, &self.path, Use::Read)?;
+        }
+        self.writable.store(false, Ordering::Release);
+        Ok(())
+    }
+
+    /// Returns the file's path at the time of opening.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    fn is_writable(&self) -> bool {
+        self.writable.load(Ordering::Acquire)
     }
 
     /// Keeps clusters from being freed; a read-only image frees none.
     fn keep_clusters(&self) -> Option<RwLockReadGuard<'_, ()>> {
-        self.writable.then(|| self.clusters.read().unwrap_or_else(PoisonError::into_inner))
+        self.is_writable().then(|| self.clusters.read().unwrap_or_else(PoisonError::into_inner))
     }
 
     fn free_clusters(&self) -> RwLockWriteGuard<'_, ()> {
@@ -223,7 +371,7 @@ impl Qcow2Block {
     }
 
     fn check_change(&self, operation: &'static str, offset: u64, len: u64) -> Result<(), Error> {
-        if !self.writable {
+        if !self.is_writable() {
             return Err(Error::new(ErrorKind::ReadOnly, operation).on(&self.path));
         }
         self.check(operation, offset, len)
@@ -315,7 +463,7 @@ impl Qcow2Block {
 
     /// Writes zeroes over a part of a cluster, unless it reads as zeroes already.
     fn zero_part(&self, offset: u64, len: u64) -> Result<(), Error> {
-        let data = self.data_extent(offset)?;
+        let data = self.data_extent(offset, &mut None)?;
         match data.filter(|extent| extent.offset < offset + len) {
             Some(_) => self
                 .overwrite(offset, len)
@@ -325,10 +473,16 @@ impl Qcow2Block {
     }
 
     /// Returns the next extent with data, not joined with its neighbours.
-    fn data_extent(&self, from: u64) -> Result<Option<Extent>, Error> {
+    ///
+    /// `base_extent` keeps the base's extent of the last look, which goes on to be looked at: it is
+    /// looked up once, however many gaps of ours it spans. In a chain of images the looks at the
+    /// lowest would multiply with each one above it otherwise.
+    fn data_extent(
+        &self,
+        from: u64,
+        base_extent: &mut Option<Extent>,
+    ) -> Result<Option<Extent>, Error> {
         let mut at = from;
-        // The base's next extent is looked up once, however many gaps of ours it spans.
-        let mut base_extent: Option<Extent> = None;
         while at < self.len {
             let (mapping, len) = self
                 .image
@@ -352,7 +506,7 @@ impl Qcow2Block {
                 ShallowMapping::Indirect { .. } => {
                     if base_extent.is_none_or(|extent| extent.end() <= at) {
                         let nowhere = Extent { offset: u64::MAX, len: 0 };
-                        base_extent = Some(self.base_data(at, self.len)?.unwrap_or(nowhere));
+                        *base_extent = Some(self.base_data(at, self.len)?.unwrap_or(nowhere));
                     }
                     if let Some(extent) = base_extent.filter(|extent| extent.offset < end) {
                         let start = extent.offset.max(at);
@@ -392,7 +546,7 @@ impl Block for Qcow2Block {
     }
 
     fn flush(&self) -> Result<(), Error> {
-        if !self.writable {
+        if !self.is_writable() {
             return Ok(());
         }
         self.image.flush().and_then(|()| self.image.sync()).map_err(|error| {
@@ -427,11 +581,12 @@ impl Block for Qcow2Block {
 
     fn next_data(&self, from: u64) -> Result<Option<Extent>, Error> {
         let _kept = self.keep_clusters();
-        let Some(mut joined) = self.data_extent(from)? else {
+        let mut base_extent = None;
+        let Some(mut joined) = self.data_extent(from, &mut base_extent)? else {
             return Ok(None);
         };
         while joined.len < JOIN_LIMIT {
-            match self.data_extent(joined.end())? {
+            match self.data_extent(joined.end(), &mut base_extent)? {
                 Some(next) if next.offset == joined.end() => joined.len += next.len,
                 _ => break,
             }
@@ -440,7 +595,7 @@ impl Block for Qcow2Block {
     }
 
     fn is_read_only(&self) -> bool {
-        !self.writable
+        !self.is_writable()
     }
 }
 
@@ -450,7 +605,7 @@ impl fmt::Debug for Qcow2Block {
             .field("path", &self.path)
             .field("len", &self.len)
             .field("cluster_size", &self.cluster_size)
-            .field("writable", &self.writable)
+            .field("writable", &self.is_writable())
             .finish_non_exhaustive()
     }
 }

@@ -27,11 +27,12 @@ pub(super) struct Store {
 }
 
 enum Kind {
-    File(FileStore),
+    File(Arc<FileStore>),
     Base(Arc<dyn Block>),
 }
 
-struct FileStore {
+/// An image file that grows.
+pub(super) struct FileStore {
     file: HostFile,
     /// The file's length. It only grows, and only under `growing`, before anything is written
     /// into the new part: so no write is ever cut off.
@@ -39,7 +40,7 @@ struct FileStore {
     growing: Mutex<()>,
     /// Where the written part ends: everything from here to `len` was never written and is zero.
     written: AtomicU64,
-    /// The length grows to multiples of this, because growing is dear; dropping cuts the rest off.
+    /// The length grows to multiples of this, because growing is dear; trimming cuts the rest off.
     step: u64,
 }
 
@@ -56,14 +57,22 @@ impl Store {
 
     fn file(file: HostFile, step: u64) -> Store {
         Store {
-            kind: Kind::File(FileStore {
+            kind: Kind::File(Arc::new(FileStore {
                 len: AtomicU64::new(file.len()),
                 written: AtomicU64::new(file.len()),
                 growing: Mutex::new(()),
                 file,
                 step,
-            }),
+            })),
             helper: CommonStorageHelper::default(),
+        }
+    }
+
+    /// Returns the file behind, when it is one.
+    pub(super) fn file_store(&self) -> Option<Arc<FileStore>> {
+        match &self.kind {
+            Kind::File(store) => Some(Arc::clone(store)),
+            Kind::Base(_) => None,
         }
     }
 
@@ -95,6 +104,22 @@ impl Store {
 }
 
 impl FileStore {
+    /// Returns the file.
+    pub(super) fn host_file(&self) -> &HostFile {
+        &self.file
+    }
+
+    /// Cuts off what the file grew by in advance. Nobody may write meanwhile.
+    pub(super) fn trim(&self) -> io::Result<()> {
+        let _growing = self.growing.lock().unwrap_or_else(PoisonError::into_inner);
+        let written = self.written.load(Ordering::Acquire);
+        if self.len.load(Ordering::Acquire) > written {
+            self.file.set_len(written)?;
+            self.len.store(written, Ordering::Release);
+        }
+        Ok(())
+    }
+
     /// Grows the file to at least `end`.
     fn grow(&self, end: u64) -> io::Result<()> {
         if end <= self.len.load(Ordering::Acquire) {
@@ -210,11 +235,8 @@ impl Storage for Store {
 
 impl Drop for FileStore {
     fn drop(&mut self) {
-        let written = *self.written.get_mut();
-        if *self.len.get_mut() > written {
-            // A file that stays a little longer is as good.
-            let _ = self.file.set_len(written);
-        }
+        // A file that stays a little longer is as good.
+        let _ = self.trim();
     }
 }
 

@@ -14,12 +14,12 @@ use super::header::{Header, be64, corrupt, truncated};
 use crate::error::Error;
 use crate::host_file::HostFile;
 
-const OFFSET_MASK: u64 = 0x00ff_ffff_ffff_fe00;
+pub(super) const OFFSET_MASK: u64 = 0x00ff_ffff_ffff_fe00;
 const L1_RESERVED: u64 = 0x7f00_0000_0000_01ff;
 const L2_RESERVED: u64 = 0x3f00_0000_0000_01fe;
-const L2_ZERO: u64 = 1;
+pub(super) const L2_ZERO: u64 = 1;
 const COPIED: u64 = 1 << 63;
-const COMPRESSED: u64 = 1 << 62;
+pub(super) const COMPRESSED: u64 = 1 << 62;
 const REFCOUNT_RESERVED: u64 = 0x1ff;
 
 /// How much of a table is read at once.
@@ -120,25 +120,28 @@ impl Walk<'_> {
     ) -> Result<(), Error> {
         let per_table = self.header.l2_entries();
         let first_cluster = u64::from(table.l1_index) * per_table;
-        let entries_per_chunk = buf.len() as u64 / 8;
+        let size = self.header.l2_entry_size();
+        let entries_per_chunk = buf.len() as u64 / size;
         let mut entry = 0;
         while entry < per_table {
-            let at = table.offset + entry * 8;
+            let at = table.offset + entry * size;
             let stored = self
                 .file
-                .next_stored(at, table.offset + per_table * 8)
+                .next_stored(at, table.offset + per_table * size)
                 .map_err(|error| Error::io("read", error).on(self.file.path()).at(at))?;
             let Some(stored) = stored else {
                 return Ok(());
             };
-            entry += (stored.offset - at) / 8;
+            entry += (stored.offset - at) / size;
             let count = entries_per_chunk.min(per_table - entry);
-            let chunk = &mut buf[..count as usize * 8];
-            self.file.read_exact_at(chunk, table.offset + entry * 8)?;
-            for (index, bytes) in (entry..).zip(chunk.chunks_exact(8)) {
+            let chunk = &mut buf[..(count * size) as usize];
+            self.file.read_exact_at(chunk, table.offset + entry * size)?;
+            for (index, bytes) in (entry..).zip(chunk.chunks_exact(size as usize)) {
                 let value = be64(bytes, 0);
+                let bitmap = if self.header.extended_l2 { be64(bytes, 8) } else { !0 >> 32 };
+                self.check_subclusters(index, value, bitmap)?;
                 let guest_offset = (first_cluster + index) << self.header.cluster_bits;
-                if value != 0 && !self.check_l2_entry(index, value, guest_offset)? {
+                if value != 0 && !self.check_l2_entry(index, value, bitmap, guest_offset)? {
                     *doubtful = Some(guest_offset);
                 }
             }
@@ -147,14 +150,34 @@ impl Walk<'_> {
         Ok(())
     }
 
+    /// Checks the bitmap of an extended entry: the low half says what is allocated, the high half
+    /// what is zero, and nothing is both.
+    fn check_subclusters(&self, index: u64, entry: u64, bitmap: u64) -> Result<(), Error> {
+        if entry & COMPRESSED != 0 || !self.header.extended_l2 {
+            return Ok(());
+        }
+        let allocated = bitmap & u64::from(u32::MAX);
+        let lost = allocated != 0 && entry & OFFSET_MASK == 0 && self.header.data_file.is_none();
+        if entry & L2_ZERO != 0 || allocated & bitmap >> 32 != 0 || lost {
+            return Err(self.bad_entry("L2 table", index, bitmap));
+        }
+        Ok(())
+    }
+
     /// Returns whether the cluster is certainly whole.
-    fn check_l2_entry(&self, index: u64, entry: u64, guest_offset: u64) -> Result<bool, Error> {
+    fn check_l2_entry(
+        &self,
+        index: u64,
+        entry: u64,
+        bitmap: u64,
+        guest_offset: u64,
+    ) -> Result<bool, Error> {
         let bad = || self.bad_entry("L2 table", index, entry);
         if entry & COMPRESSED != 0 {
             if entry & COPIED != 0 || self.header.data_file.is_some() {
                 return Err(bad());
             }
-            let (offset, end) = self.compressed_extent(entry);
+            let (offset, end) = compressed_extent(self.header, entry);
             if end > self.data_len.next_multiple_of(512) {
                 return Err(truncated(self.file, offset, "a compressed cluster"));
             }
@@ -171,21 +194,17 @@ impl Walk<'_> {
         if entry & L2_ZERO != 0 || (offset == 0 && entry & COPIED == 0) {
             return Ok(true);
         }
-        // What lies behind the disk's end need not be in the file.
-        let used = self.header.size.saturating_sub(guest_offset).min(self.header.cluster_size());
+        // What lies behind the disk's end, or behind the last subcluster, need not be in the file.
+        let subclusters = u64::from(u32::BITS - (bitmap as u32).leading_zeros());
+        let used = self
+            .header
+            .size
+            .saturating_sub(guest_offset)
+            .min(subclusters * (self.header.cluster_size() / 32));
         if used > 0 && offset + used > self.data_len {
             return Err(truncated(self.file, offset, "a data cluster"));
         }
         Ok(true)
-    }
-
-    /// Returns where the compressed data of an L2 entry starts, and the end of its last sector.
-    fn compressed_extent(&self, entry: u64) -> (u64, u64) {
-        let offset_bits = 62 - (self.header.cluster_bits - 8);
-        let descriptor = entry & !(COPIED | COMPRESSED);
-        let offset = descriptor & ((1 << offset_bits) - 1) & 0x00ff_ffff_ffff_ffff;
-        let further_sectors = descriptor >> offset_bits;
-        (offset, (offset / 512 + 1 + further_sectors) * 512)
     }
 
     fn check_table_inside(&self, offset: u64, what: &str) -> Result<(), Error> {
@@ -223,4 +242,13 @@ impl Walk<'_> {
                 self.file.path().display()
             ))
     }
+}
+
+/// Returns where the compressed data of an L2 entry starts, and the end of its last sector.
+pub(super) fn compressed_extent(header: &Header, entry: u64) -> (u64, u64) {
+    let offset_bits = 62 - (header.cluster_bits - 8);
+    let descriptor = entry & !(COPIED | COMPRESSED);
+    let offset = descriptor & ((1 << offset_bits) - 1) & 0x00ff_ffff_ffff_ffff;
+    let further_sectors = descriptor >> offset_bits;
+    (offset, (offset / 512 + 1 + further_sectors) * 512)
 }
