@@ -7,6 +7,7 @@
 //! The jobs share one queue and as many threads as there are processors, the longest first, so
 //! that they end together.
 
+use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
 use std::thread;
 
@@ -31,7 +32,16 @@ pub(crate) struct Expected {
     pub(crate) data: u64,
 }
 
-/// The checksums of an image, those that were asked for.
+/// A file that was written.
+#[derive(Debug, Clone)]
+pub(crate) struct Written {
+    /// The index of the target that it belongs to.
+    pub(crate) target: usize,
+    pub(crate) path: PathBuf,
+    pub(crate) size: u64,
+}
+
+/// The checksums of a file, those that were asked for.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Checked {
     pub(crate) sha512: Option<String>,
@@ -44,10 +54,10 @@ enum Job {
     Checksum(usize, Algorithm),
 }
 
-/// Checks every image; `targets` and `file_sizes` run in parallel.
+/// Checks every image; returns the checksums of `files` in their order.
 pub(crate) fn check(
     targets: &[Target],
-    file_sizes: &[u64],
+    files: &[Written],
     expected: Option<Expected>,
     options: &Options,
     progress: &dyn Progress,
@@ -58,12 +68,12 @@ pub(crate) fn check(
         jobs.push((expected.data * targets.len() as u64, Job::Compare));
     }
     if options.checksums {
-        for (index, size) in file_sizes.iter().enumerate() {
-            jobs.push((*size, Job::Checksum(index, Algorithm::Sha512)));
-            jobs.push((*size, Job::Checksum(index, Algorithm::Md5)));
+        for (index, file) in files.iter().enumerate() {
+            jobs.push((file.size, Job::Checksum(index, Algorithm::Sha512)));
+            jobs.push((file.size, Job::Checksum(index, Algorithm::Md5)));
         }
     }
-    let mut results = vec![Checked::default(); targets.len()];
+    let mut results = vec![Checked::default(); files.len()];
     if jobs.is_empty() {
         return Ok(results);
     }
@@ -77,7 +87,7 @@ pub(crate) fn check(
             // A queue is sound whatever happened to another thread while it was held.
             let job = jobs.lock().unwrap_or_else(PoisonError::into_inner).pop();
             let Some((_, job)) = job else { return Ok(done) };
-            let result = run(job, targets, expected, progress, cancel);
+            let result = run(job, targets, files, expected, progress, cancel);
             let result = result.inspect_err(|_| cancel.fail())?;
             done.push((job, result));
         }
@@ -96,7 +106,7 @@ pub(crate) fn check(
                         Job::Checksum(index, Algorithm::Sha512) => {
                             results[index].sha512 = Some(result);
                         }
-                        Job::Checksum(index, Algorithm::Md5) => results[index].md5 = Some(result),
+                        Job::Checksum(index, _) => results[index].md5 = Some(result),
                     }
                 }
             }
@@ -115,6 +125,7 @@ pub(crate) fn check(
 fn run(
     job: Job,
     targets: &[Target],
+    files: &[Written],
     expected: Option<Expected>,
     progress: &dyn Progress,
     cancel: Cancel<'_>,
@@ -123,12 +134,12 @@ fn run(
     match job {
         Job::Compare => {
             if let Some(expected) = expected {
-                compare(targets, expected, cancel, &advanced)?;
+                compare(targets, files, expected, cancel, &advanced)?;
             }
             Ok(String::new())
         }
         Job::Checksum(index, algorithm) => {
-            checksum(&ImageFile::open(&targets[index].path)?, algorithm, cancel, &advanced)
+            checksum(&ImageFile::open(&files[index].path)?, algorithm, cancel, &advanced)
         }
     }
 }
@@ -136,13 +147,19 @@ fn run(
 /// Reads every image back and compares it: the disk's bytes over the disk's size, zeroes behind.
 fn compare(
     targets: &[Target],
+    files: &[Written],
     expected: Expected,
     cancel: Cancel<'_>,
     advanced: &dyn Fn(u64),
 ) -> Result<(), Error> {
     let mut disks = Vec::new();
-    for target in targets {
-        let disk = image::open(&target.path, &OpenOptions::with_format(target.format))?;
+    for (index, target) in targets.iter().enumerate() {
+        let mut options = OpenOptions::with_format(target.format());
+        // An image in two files may name the second one, which was written here, and no other.
+        let own = files.iter().filter(|file| file.target == index && file.path != target.path);
+        options.allow_backing.extend(own.map(|file| file.path.clone()));
+        options.allow_backing.extend(target.allowed());
+        let disk = image::open(&target.path, &options)?;
         check_rest(target, &*disk, expected.size, cancel)?;
         disks.push(disk);
     }
@@ -205,7 +222,7 @@ fn check_rest(
 }
 
 fn mismatch(target: &Target, reason: String) -> Error {
-    Error::Mismatch { path: target.path.clone(), format: target.format, reason }
+    Error::Mismatch { path: target.path.clone(), format: target.format(), reason }
 }
 
 #[cfg(test)]
@@ -234,9 +251,9 @@ mod tests {
         change(&fs::File::options().write(true).open(&targets[1].path).unwrap());
         let never = AtomicBool::new(false);
         let cancel = Cancel { wish: &never, failed: &never };
-        let both = compare(&targets, expected, cancel, &|_| {});
+        let both = compare(&targets, &[], expected, cancel, &|_| {});
         // Alone, it is held against the digest.
-        let alone = compare(&targets[1..], expected, cancel, &|_| {});
+        let alone = compare(&targets[1..], &[], expected, cancel, &|_| {});
         assert_eq!(both.is_ok(), alone.is_ok());
         both
     }

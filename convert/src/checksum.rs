@@ -1,4 +1,4 @@
-//! SHA-512 and MD5 of files, reading only what is not a hole.
+//! Checksums of files, reading only what is not a hole.
 
 use std::fmt::Write;
 
@@ -16,32 +16,40 @@ const STEP: usize = 256 << 10;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Algorithm {
     Sha512,
+    Sha256,
+    /// Only where a format's other readers know nothing better.
+    Sha1,
     Md5,
 }
 
 enum Hasher {
-    Sha512(ring::digest::Context),
+    Sha(ring::digest::Context),
     Md5(md5::Md5),
 }
 
 impl Hasher {
     fn new(algorithm: Algorithm) -> Hasher {
         match algorithm {
-            Algorithm::Sha512 => Hasher::Sha512(ring::digest::Context::new(&ring::digest::SHA512)),
+            Algorithm::Sha512 => Hasher::Sha(ring::digest::Context::new(&ring::digest::SHA512)),
+            Algorithm::Sha256 => Hasher::Sha(ring::digest::Context::new(&ring::digest::SHA256)),
+            Algorithm::Sha1 => {
+                let algorithm = &ring::digest::SHA1_FOR_LEGACY_USE_ONLY;
+                Hasher::Sha(ring::digest::Context::new(algorithm))
+            }
             Algorithm::Md5 => Hasher::Md5(md5::Md5::new()),
         }
     }
 
     fn update(&mut self, bytes: &[u8]) {
         match self {
-            Hasher::Sha512(hasher) => hasher.update(bytes),
+            Hasher::Sha(hasher) => hasher.update(bytes),
             Hasher::Md5(hasher) => hasher.update(bytes),
         }
     }
 
     fn finish(self) -> String {
         let digest = match self {
-            Hasher::Sha512(hasher) => hasher.finish().as_ref().to_vec(),
+            Hasher::Sha(hasher) => hasher.finish().as_ref().to_vec(),
             Hasher::Md5(hasher) => hasher.finalize().to_vec(),
         };
         let mut hex = String::new();

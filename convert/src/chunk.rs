@@ -45,6 +45,28 @@ impl Chunk {
         Chunk { offset: 0, len: 0, data: Buffer::new(CHUNK), nonzero: [false; PAGES], home: None }
     }
 
+    /// Returns a chunk of ones outside any pool, to be marked.
+    pub(crate) fn ones() -> Chunk {
+        let mut chunk = Chunk::unpooled();
+        chunk.data.fill(1);
+        chunk
+    }
+
+    /// Makes it the chunk at `offset` of a disk of `size` bytes, with data in the pages that
+    /// `range` touches.
+    pub(crate) fn mark(&mut self, offset: u64, size: u64, range: Range<usize>) {
+        self.reset(offset, size);
+        self.mark_more(range);
+    }
+
+    /// Marks further pages as data.
+    pub(crate) fn mark_more(&mut self, range: Range<usize>) {
+        let end = range.end.min(self.len).div_ceil(PAGE);
+        for page in range.start / PAGE..end {
+            self.nonzero[page] = true;
+        }
+    }
+
     /// Returns the place on the disk, a multiple of [`CHUNK`].
     pub(crate) fn offset(&self) -> u64 {
         self.offset
@@ -58,6 +80,39 @@ impl Chunk {
     /// Returns bytes of valid units.
     pub(crate) fn bytes(&self, range: Range<usize>) -> &[u8] {
         &self.data[range]
+    }
+
+    /// Returns how many bytes a chunk covers at most.
+    pub(crate) fn capacity(&self) -> usize {
+        CHUNK
+    }
+
+    /// Returns whether a byte of the range is not zero.
+    pub(crate) fn has_data(&self, range: Range<usize>) -> bool {
+        let mut pages = range.start / PAGE..range.end.div_ceil(PAGE);
+        if range.len() >= PAGE {
+            return self.nonzero[pages].contains(&true);
+        }
+        pages.any(|page| self.nonzero[page]) && !is_zero(&self.data[range])
+    }
+
+    /// Returns the bytes of a range that lies in valid units only.
+    pub(crate) fn valid(&self, range: Range<usize>) -> Option<&[u8]> {
+        let mut units = range.start / UNIT..range.end.div_ceil(UNIT);
+        units.all(|unit| self.has_data(unit * UNIT..(unit + 1) * UNIT)).then(|| &self.data[range])
+    }
+
+    /// Copies a range of whole units to `buf`.
+    pub(crate) fn copy(&self, range: Range<usize>, buf: &mut [u8]) {
+        let units = range.start / UNIT..range.end / UNIT;
+        for (unit, buf) in units.zip(buf.chunks_exact_mut(UNIT)) {
+            let place = unit * UNIT..(unit + 1) * UNIT;
+            if self.has_data(place.clone()) {
+                buf.copy_from_slice(&self.data[place]);
+            } else {
+                buf.fill(0);
+            }
+        }
     }
 
     /// Returns the units with a non-zero page, in order.

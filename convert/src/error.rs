@@ -88,3 +88,8 @@ pub(crate) fn unsupported(path: &Path, reason: impl Into<String>) -> kvmbake_dis
 pub(crate) fn truncated(path: &Path, reason: impl Into<String>) -> kvmbake_disk::Error {
     kvmbake_disk::Error::new(ErrorKind::Truncated, "read").on(path).because(reason)
 }
+
+/// Returns the error of a caller who asked for what makes no sense.
+pub(crate) fn invalid(path: &Path, reason: impl Into<String>) -> kvmbake_disk::Error {
+    kvmbake_disk::Error::new(ErrorKind::Invalid, "write").on(path).because(reason)
+}

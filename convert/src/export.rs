@@ -9,7 +9,7 @@
 //! the caller wishes to stop, every file created here is removed again.
 
 use std::fs::File;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, channel, sync_channel};
@@ -18,14 +18,16 @@ use std::time::Duration;
 
 use kvmbake_disk::Block;
 
-use crate::check::{Checked, Expected, check};
+use crate::check::{Checked, Expected, Written, check};
 use crate::chunk::{Chunk, Pool, Scanner, UNIT, next_extent};
 use crate::digest::{ContentHasher, DiskDigest};
 use crate::encode::{DiskInfo, Encoder, Identity, plan};
 use crate::error::Error;
 use crate::format::Format;
+use crate::options::Encoding;
 use crate::output::{Cancel, Output};
 use crate::progress::{Progress, Stage};
+use crate::vmdk;
 
 /// Chunk buffers in flight: 16 MiB.
 const POOL: usize = 16;
@@ -36,26 +38,39 @@ const BATCH: usize = 4;
 const QUEUE: usize = POOL / BATCH;
 
 /// Chunks in order, shared by all writers.
-type Batch = Arc<Vec<Chunk>>;
+type Batch = Arc<Vec<Arc<Chunk>>>;
 
 /// An image to write.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Target {
-    /// Its format.
-    pub format: Format,
+    /// Its format, and how to write it.
+    pub encoding: Encoding,
     /// Where to write it; must not exist.
     pub path: PathBuf,
     /// The file name that it will have in the end, which a VMDK states inside: the caller may
     /// write to a temporary `path` and rename.
     pub name: String,
+    /// The image's identifier; derived from the disk's content when absent.
+    pub uuid: Option<[u8; 16]>,
+    /// The time that the image states, in seconds since 1970; fixed when absent.
+    pub time: Option<u64>,
+    /// Directories below which the backing file of a qcow2 target may in turn name files.
+    pub allow_backing: Vec<PathBuf>,
 }
 
 impl Target {
     /// Returns a target whose file keeps its name.
-    pub fn new(format: Format, path: impl Into<PathBuf>) -> Target {
+    pub fn new(encoding: impl Into<Encoding>, path: impl Into<PathBuf>) -> Target {
         let path = path.into();
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        Target { format, path, name }
+        Target {
+            encoding: encoding.into(),
+            path,
+            name,
+            uuid: None,
+            time: None,
+            allow_backing: Vec::new(),
+        }
     }
 
     /// Returns the target with another final file name.
@@ -63,6 +78,33 @@ impl Target {
     pub fn named(mut self, name: impl Into<String>) -> Target {
         self.name = name.into();
         self
+    }
+
+    /// Returns where the image's second file will be, if it has one: beside the first.
+    pub fn extent_path(&self) -> Option<PathBuf> {
+        match &self.encoding {
+            Encoding::Vmdk(options) => {
+                vmdk::extent_name(&self.name, options).map(|name| self.path.with_file_name(name))
+            }
+            _ => None,
+        }
+    }
+
+    /// Returns the files and directories that the image may name: its own backing file, and what
+    /// the caller allows that one.
+    pub(crate) fn allowed(&self) -> Vec<PathBuf> {
+        let mut allowed = self.allow_backing.clone();
+        if let Encoding::Qcow2(options) = &self.encoding
+            && let Some(name) = &options.backing_file
+        {
+            allowed.push(self.path.parent().unwrap_or(Path::new("")).join(name));
+        }
+        allowed
+    }
+
+    /// Returns the format.
+    pub fn format(&self) -> Format {
+        self.encoding.format()
     }
 }
 
@@ -111,6 +153,24 @@ pub struct Artifact {
     pub sha512: Option<String>,
     /// MD5 of the file in hexadecimal, if asked for.
     pub md5: Option<String>,
+    /// The second file that the image consists of, which holds its data: that of a VMDK in two
+    /// files.
+    pub extent: Option<ExtentFile>,
+}
+
+/// The file beside an image that holds its data.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ExtentFile {
+    /// Where it was written.
+    pub path: PathBuf,
+    /// Its length in bytes.
+    pub file_size: u64,
+    /// The bytes that it occupies on the host.
+    pub allocated: u64,
+    /// SHA-512 in hexadecimal, if asked for.
+    pub sha512: Option<String>,
+    /// MD5 in hexadecimal, if asked for.
+    pub md5: Option<String>,
 }
 
 /// Writes the disk to every target, verified, durable and with checksums.
@@ -145,27 +205,34 @@ pub fn export_with(
         targets.iter().map(|target| plan(target, &disk)).collect::<Result<_, _>>()?;
     let mut images = Vec::new();
     for (target, encoder) in targets.iter().zip(encoders) {
-        images.push(Image { encoder, output: Output::create(&target.path)? });
+        images.push(Image::create(target, encoder)?);
     }
 
     progress.started(Stage::Write, (disk.data_units * UNIT as u64).min(disk.virtual_size));
     let hash = options.verify || images.iter().any(|image| image.encoder.needs_identity());
-    let (images, expected) = write(source, images, hash, progress, cancel)?;
+    let (images, expected) = write(source, targets, images, hash, progress, cancel)?;
     progress.finished(Stage::Write);
 
     let syncs = if options.sync { start_syncs(&images) } else { Vec::new() };
-    let sizes: Vec<_> =
-        images.iter().map(|image| image.output.sizes()).collect::<Result<_, _>>()?;
-    let file_sizes: Vec<u64> = sizes.iter().map(|sizes| sizes.0).collect();
-    let checked = check(targets, &file_sizes, expected, options, progress, cancel)?;
+    let mut files = Vec::new();
+    for (index, image) in images.iter().enumerate() {
+        for output in image.output.files() {
+            files.push(Written {
+                target: index,
+                path: output.path().to_owned(),
+                size: output.sizes()?.0,
+            });
+        }
+    }
+    let checked = check(targets, &files, expected, options, progress, cancel)?;
     for sync in syncs {
         wait_for_sync(&sync, cancel)?;
     }
+    let mut checked = checked.into_iter();
     let artifacts = targets
         .iter()
         .zip(images)
-        .zip(checked)
-        .map(|((target, image), checked)| image.finished(target, checked))
+        .map(|(target, image)| image.finished(target, &mut checked))
         .collect::<Result<_, _>>()?;
     Ok(Export { disk_digest: expected.map(|expected| expected.digest), artifacts })
 }
@@ -177,24 +244,48 @@ struct Image {
 }
 
 impl Image {
-    fn finished(self, target: &Target, checked: Checked) -> Result<Artifact, Error> {
+    fn create(target: &Target, encoder: Box<dyn Encoder>) -> Result<Image, Error> {
+        let output = match encoder.extent() {
+            Some(extent) => Output::create_two(&target.path, &extent)?,
+            None => Output::create(&target.path)?,
+        };
+        Ok(Image { encoder, output })
+    }
+
+    /// Returns what was made; `checked` gives the checksums of its files in order.
+    fn finished(
+        self,
+        target: &Target,
+        checked: &mut impl Iterator<Item = Checked>,
+    ) -> Result<Artifact, Error> {
         // Taken again: after the sync, delayed allocation is over.
         let (file_size, allocated) = self.output.sizes()?;
+        let Checked { sha512, md5 } = checked.next().unwrap_or_default();
+        let extent = match self.output.extent() {
+            Some(output) => {
+                let (file_size, allocated) = output.sizes()?;
+                let Checked { sha512, md5 } = checked.next().unwrap_or_default();
+                let path = output.path().to_owned();
+                Some(ExtentFile { path, file_size, allocated, sha512, md5 })
+            }
+            None => None,
+        };
         self.output.keep();
         Ok(Artifact {
-            format: target.format,
+            format: target.format(),
             path: target.path.clone(),
             virtual_size: self.encoder.virtual_size(),
             file_size,
             allocated,
-            sha512: checked.sha512,
-            md5: checked.md5,
+            sha512,
+            md5,
+            extent,
         })
     }
 }
 
 /// Counts the units that may hold data, so that formats can refuse and progress has a total.
-fn survey(source: &dyn Block, cancel: Cancel<'_>) -> Result<DiskInfo, Error> {
+pub(crate) fn survey(source: &dyn Block, cancel: Cancel<'_>) -> Result<DiskInfo, Error> {
     let virtual_size = source.len();
     let mut data_units = 0;
     let mut next = 0;
@@ -211,6 +302,7 @@ fn survey(source: &dyn Block, cancel: Cancel<'_>) -> Result<DiskInfo, Error> {
 /// Reads the disk once and feeds every encoder; returns the completed images and what they hold.
 fn write(
     source: &dyn Block,
+    targets: &[Target],
     images: Vec<Image>,
     hash: bool,
     progress: &dyn Progress,
@@ -253,10 +345,9 @@ fn write(
     });
     // Formats that take nothing from the identity get that of an empty disk.
     let digest = expected.map_or_else(|| ContentHasher::new().finish(0), |found| found.digest);
-    let identity = Identity::of(digest);
-    for image in &mut images {
+    for (image, target) in images.iter_mut().zip(targets) {
         cancel.check()?;
-        image.encoder.finish(&identity, &image.output)?;
+        image.encoder.finish(&Identity::new(digest, target), &image.output, cancel)?;
     }
     Ok((images, expected))
 }
@@ -281,10 +372,10 @@ fn read(
             if !scanner.read(&mut chunk, cancel)? {
                 break;
             }
-            batch.push(chunk);
+            batch.push(Arc::new(chunk));
         }
         let is_last = batch.len() < BATCH;
-        let len = batch.iter().map(Chunk::data_len).sum();
+        let len = batch.iter().map(|chunk| chunk.data_len()).sum();
         let batch = Arc::new(batch);
         for queue in &queues {
             // A queue closes early only when its thread failed, and that thread says why.
@@ -326,9 +417,10 @@ impl Image {
 fn start_syncs(images: &[Image]) -> Vec<Receiver<Result<(), Error>>> {
     images
         .iter()
-        .map(|image| {
+        .flat_map(|image| image.output.files())
+        .map(|output| {
             let (done, outcome) = channel();
-            let (file, path) = (image.output.file(), image.output.path().to_owned());
+            let (file, path) = (output.file(), output.path().to_owned());
             thread::spawn(move || {
                 let result = File::sync_all(&file)
                     .map_err(|error| kvmbake_disk::Error::io("write", error).on(&path).into());

@@ -11,18 +11,29 @@ pub enum Format {
     Qcow2,
     /// The bytes of the disk, holes kept sparse.
     Raw,
-    /// VirtualBox' VDI 1.1; written dynamic.
+    /// VirtualBox' VDI 1.1.
     Vdi,
-    /// Microsoft's VHD (QEMU's "vpc"); written dynamic.
+    /// Microsoft's VHD (QEMU's "vpc").
     Vhd,
-    /// VMware's VMDK; written as monolithicSparse.
+    /// Microsoft's VHDX.
+    Vhdx,
+    /// VMware's VMDK.
     Vmdk,
+    /// A DMTF appliance: an OVF descriptor, a VMDK and a manifest in one archive.
+    Ova,
 }
 
 impl Format {
     /// Every format, in the order in which messages list them.
-    pub const ALL: [Format; 5] =
-        [Format::Qcow2, Format::Raw, Format::Vdi, Format::Vhd, Format::Vmdk];
+    pub const ALL: [Format; 7] = [
+        Format::Qcow2,
+        Format::Raw,
+        Format::Vdi,
+        Format::Vhd,
+        Format::Vhdx,
+        Format::Vmdk,
+        Format::Ova,
+    ];
 
     /// Returns the name as profiles and command lines write it.
     pub fn name(self) -> &'static str {
@@ -31,7 +42,9 @@ impl Format {
             Format::Raw => "raw",
             Format::Vdi => "vdi",
             Format::Vhd => "vhd",
+            Format::Vhdx => "vhdx",
             Format::Vmdk => "vmdk",
+            Format::Ova => "ova",
         }
     }
 
@@ -58,7 +71,7 @@ impl fmt::Display for Format {
 
 /// The name is not one of [`Format::ALL`].
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("Unknown image format {0:?}; known are qcow2, raw, vdi, vhd (vpc), vmdk")]
+#[error("Unknown image format {0:?}; known are qcow2, raw, vdi, vhd (vpc), vhdx, vmdk, ova")]
 pub struct UnknownFormat(pub String);
 
 impl FromStr for Format {

@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use kvmbake_disk::block::check_range;
 use kvmbake_disk::{Block, Error, ErrorKind, Extent};
-use rustix::fs::{SeekFrom, seek};
+use rustix::fs::{Mode, OFlags, SeekFrom, seek};
 
 use crate::error::{corrupt, truncated, unsupported};
 
@@ -21,6 +21,9 @@ use crate::error::{corrupt, truncated, unsupported};
 pub(crate) struct ImageFile {
     pub(crate) file: Arc<File>,
     pub(crate) path: PathBuf,
+    /// Where in the file the image begins: not 0 inside an archive.
+    pub(crate) base: u64,
+    /// Bytes of the image.
     pub(crate) len: u64,
     /// Bytes that the file occupies on the host.
     pub(crate) allocated: u64,
@@ -30,26 +33,54 @@ impl ImageFile {
     /// Opens a regular file; anything else, which might block or have no end, is refused.
     pub(crate) fn open(path: &Path) -> Result<ImageFile, Error> {
         let io = |error| Error::io("open", error).on(path);
-        let metadata = std::fs::metadata(path).map_err(io)?;
+        // A named pipe must not block us before it can be refused.
+        let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let file = rustix::fs::open(path, flags, Mode::empty())
+            .map_err(|error| io(io::Error::from_raw_os_error(error.raw_os_error())))?;
+        ImageFile::of(File::from(file), path)
+    }
+
+    /// Takes a file that is open already; `path` names it in messages.
+    pub(crate) fn of(file: File, path: &Path) -> Result<ImageFile, Error> {
+        ImageFile::of_shared(Arc::new(file), path)
+    }
+
+    /// Takes a file that others hold too.
+    pub(crate) fn of_shared(file: Arc<File>, path: &Path) -> Result<ImageFile, Error> {
+        let metadata = file.metadata().map_err(|error| Error::io("open", error).on(path))?;
         if !metadata.is_file() {
             return Err(Error::new(ErrorKind::Unsupported, "open")
                 .on(path)
                 .because("it is not a regular file"));
         }
-        let file = File::open(path).map_err(io)?;
-        let metadata = file.metadata().map_err(io)?;
         Ok(ImageFile {
-            file: Arc::new(file),
+            file,
             path: path.to_owned(),
+            base: 0,
             len: metadata.len(),
             allocated: metadata.blocks() * 512,
         })
     }
 
+    /// Returns the image that is a part of this one, which the caller knows to be inside.
+    pub(crate) fn part(&self, base: u64, len: u64) -> ImageFile {
+        ImageFile { base: self.base + base, len, ..self.clone() }
+    }
+
+    /// Returns whether both are one file.
+    pub(crate) fn is_same_file(&self, other: &ImageFile) -> Result<bool, Error> {
+        let identity = |image: &ImageFile| {
+            let metadata =
+                image.file.metadata().map_err(|error| Error::io("stat", error).on(&image.path))?;
+            Ok::<_, Error>((metadata.dev(), metadata.ino()))
+        };
+        Ok(identity(self)? == identity(other)?)
+    }
+
     /// Fills `buf` from the file's byte `at`.
     pub(crate) fn read(&self, buf: &mut [u8], at: u64) -> Result<(), Error> {
         self.file
-            .read_exact_at(buf, at)
+            .read_exact_at(buf, self.base + at)
             .map_err(|error| Error::io("read", error).on(&self.path).at(at))
     }
 
@@ -85,10 +116,11 @@ impl ImageFile {
                 Err(Error::io("seek", error).on(&self.path).at(from))
             }
         };
-        let Some(offset) = sought(seek(&self.file, SeekFrom::Data(from)))? else {
+        let Some(offset) = sought(seek(&self.file, SeekFrom::Data(self.base + from)))? else {
             return Ok(None);
         };
-        let end = sought(seek(&self.file, SeekFrom::Hole(offset)))?.unwrap_or(self.len);
+        let end = sought(seek(&self.file, SeekFrom::Hole(offset)))?.unwrap_or(u64::MAX);
+        let (offset, end) = (offset - self.base, (end - self.base).min(self.len));
         Ok((offset < end).then(|| Extent { offset, len: end - offset }))
     }
 }
@@ -103,6 +135,12 @@ pub(crate) trait UnitMap: Send + Sync {
 
     /// Returns the first allocated unit at or after `unit`.
     fn next_allocated(&self, unit: u64) -> Result<Option<u64>, Error>;
+
+    /// Returns whether a unit's bytes lie in the file as they are, one behind the other, so that a
+    /// hole of the file is one of the disk.
+    fn is_plain(&self) -> bool {
+        true
+    }
 
     /// Reads from inside one unit.
     fn read(&self, image: &ImageFile, unit: u64, within: u64, buf: &mut [u8]) -> Result<(), Error> {
@@ -170,15 +208,34 @@ impl<M: UnitMap> Block for MappedDisk<M> {
         if from >= self.size {
             return Ok(None);
         }
-        let Some(first) = self.map.next_allocated(from / unit)? else { return Ok(None) };
-        let last = self.size.div_ceil(unit).min(first + UNITS_PER_EXTENT);
-        let mut end = first + 1;
-        while end < last && self.map.locate(end)?.is_some() {
-            end += 1;
+        let units = self.size.div_ceil(unit);
+        let mut next = from / unit;
+        while let Some(first) = self.map.next_allocated(next)? {
+            let Some(place) = self.map.locate(first)? else { break };
+            let mut end = first + 1;
+            while end < units.min(first + UNITS_PER_EXTENT) {
+                let expected = place + (end - first) * unit;
+                match self.map.locate(end)? {
+                    Some(found) if !self.map.is_plain() || found == expected => end += 1,
+                    _ => break,
+                }
+            }
+            let start = (first * unit).max(from);
+            let stop = (end * unit).min(self.size);
+            let whole = Extent { offset: start, len: stop.saturating_sub(start) };
+            if !self.map.is_plain() {
+                return Ok((start < stop).then_some(whole));
+            }
+            // Of allocated units too, what the file does not store is zero.
+            let at = place + (start - first * unit);
+            let stored = self.image.next_data(at)?.and_then(|data| data.before(at + whole.len));
+            if let Some(stored) = stored.filter(|_| start < stop) {
+                let offset = start + (stored.offset - at);
+                return Ok(Some(Extent { offset, len: stored.len }));
+            }
+            next = end;
         }
-        let offset = (first * unit).max(from);
-        let end = (end * unit).min(self.size);
-        Ok((offset < end).then(|| Extent { offset, len: end - offset }))
+        Ok(None)
     }
 
     fn is_read_only(&self) -> bool {
@@ -239,7 +296,7 @@ impl Block for LinearDisk {
     }
 }
 
-fn read_only(path: &Path, operation: &'static str) -> Error {
+pub(crate) fn read_only(path: &Path, operation: &'static str) -> Error {
     Error::new(ErrorKind::ReadOnly, operation).on(path)
 }
 
@@ -248,32 +305,44 @@ const MAX_SLOTS: u64 = 32 << 20;
 
 /// Finds overlaps among equally long parts of a file.
 ///
-/// The file is cut into slots of that length, and a slot notes at which of its sectors a part
-/// begins: two parts overlap exactly when they begin in one slot, or in neighbouring slots and
-/// the later one at a lower sector.
+/// The file is cut into slots of that length, and a slot notes at which of its granules (sectors,
+/// or whatever the format aligns to) a part begins: two parts overlap exactly when they begin in
+/// one slot, or in neighbouring slots and the later one at a lower granule.
 pub(crate) struct Claims {
-    sectors: u64,
-    /// 0: nothing begins here; otherwise one more than the sector within the slot.
+    granule: u64,
+    /// Granules of a part.
+    granules: u64,
+    /// 0: nothing begins here; otherwise one more than the granule within the slot.
     slots: Vec<u16>,
+    claimed: u64,
 }
 
 impl Claims {
     /// Returns the claims on a file, by parts of `sectors` sectors (below 65535).
     pub(crate) fn new(image: &ImageFile, sectors: u64) -> Result<Claims, Error> {
-        let slots = image.len.div_ceil(512).div_ceil(sectors);
-        if slots > MAX_SLOTS || sectors >= u64::from(u16::MAX) {
-            return Err(unsupported(
-                &image.path,
-                format!("a file of {} bytes in units of {} bytes", image.len, sectors * 512),
-            ));
-        }
-        Ok(Claims { sectors, slots: vec![0; slots as usize] })
+        Claims::in_granules(image, 512, sectors)
     }
 
-    /// Claims the part that begins at `sector`, which is inside the file.
-    pub(crate) fn claim(&mut self, image: &ImageFile, sector: u64) -> Result<(), Error> {
-        let slot = (sector / self.sectors) as usize;
-        let phase = (sector % self.sectors) as u16 + 1;
+    /// Returns the claims on a file, by parts of `granules` granules (below 65535).
+    pub(crate) fn in_granules(
+        image: &ImageFile,
+        granule: u64,
+        granules: u64,
+    ) -> Result<Claims, Error> {
+        let slots = image.len.div_ceil(granule).div_ceil(granules);
+        if slots > MAX_SLOTS || granules >= u64::from(u16::MAX) {
+            return Err(unsupported(
+                &image.path,
+                format!("a file of {} bytes in units of {} bytes", image.len, granules * granule),
+            ));
+        }
+        Ok(Claims { granule, granules, slots: vec![0; slots as usize], claimed: 0 })
+    }
+
+    /// Claims the part that begins at a granule, which is inside the file.
+    pub(crate) fn claim(&mut self, image: &ImageFile, granule: u64) -> Result<(), Error> {
+        let slot = (granule / self.granules) as usize;
+        let phase = (granule % self.granules) as u16 + 1;
         let at = |slot: usize| self.slots.get(slot).copied().unwrap_or(0);
         let before = slot.checked_sub(1).map_or(0, at);
         let after = at(slot + 1);
@@ -284,11 +353,17 @@ impl Claims {
         {
             return Err(corrupt(
                 &image.path,
-                format!("the unit stored at {:#x} overlaps another one", sector * 512),
+                format!("the unit stored at {:#x} overlaps another one", granule * self.granule),
             ));
         }
         self.slots[slot] = phase;
+        self.claimed += 1;
         Ok(())
+    }
+
+    /// Returns the bytes of all parts claimed.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.claimed * self.granules * self.granule
     }
 }
 
@@ -299,7 +374,7 @@ mod tests {
     fn image(len: u64) -> ImageFile {
         let file = tempfile::tempfile().unwrap();
         file.set_len(len).unwrap();
-        ImageFile { file: Arc::new(file), path: "image".into(), len, allocated: 0 }
+        ImageFile { file: Arc::new(file), path: "image".into(), base: 0, len, allocated: 0 }
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::fs::{File, OpenOptions};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use kvmbake_disk::Error as DiskError;
 
@@ -37,7 +37,12 @@ impl Cancel<'_> {
 pub(crate) struct Output {
     file: Arc<File>,
     path: PathBuf,
+    /// Without it the file is only measured: `reached` grows and nothing is written.
+    writes: bool,
+    reached: AtomicU64,
     keep: bool,
+    /// The file beside it that holds the image's data.
+    extent: Option<Box<Output>>,
 }
 
 impl Output {
@@ -49,18 +54,75 @@ impl Output {
             .create_new(true)
             .open(path)
             .map_err(|error| DiskError::io("create", error).on(path))?;
-        Ok(Output { file: Arc::new(file), path: path.to_owned(), keep: false })
+        Ok(Output {
+            file: Arc::new(file),
+            path: path.to_owned(),
+            writes: true,
+            reached: AtomicU64::new(0),
+            keep: false,
+            extent: None,
+        })
+    }
+
+    /// Creates the file and the one beside it that will hold its data.
+    pub(crate) fn create_two(path: &Path, extent: &Path) -> Result<Output, Error> {
+        let mut output = Output::create(path)?;
+        output.extent = Some(Box::new(Output::create(extent)?));
+        Ok(output)
+    }
+
+    /// Returns an output that writes nothing and only notes how long the file would be.
+    pub(crate) fn nowhere(has_extent: bool) -> Result<Output, Error> {
+        let path = Path::new("/dev/null");
+        let file = File::open(path).map_err(|error| DiskError::io("open", error).on(path))?;
+        let extent = if has_extent { Some(Box::new(Output::nowhere(false)?)) } else { None };
+        Ok(Output {
+            file: Arc::new(file),
+            path: path.to_owned(),
+            writes: false,
+            reached: AtomicU64::new(0),
+            keep: true,
+            extent,
+        })
+    }
+
+    /// Returns the length of the files that were not written.
+    pub(crate) fn reached(&self) -> u64 {
+        self.files().map(|output| output.reached.load(Ordering::Relaxed)).sum()
+    }
+
+    /// Returns the file beside it.
+    pub(crate) fn extent(&self) -> Option<&Output> {
+        self.extent.as_deref()
+    }
+
+    /// Returns the file, then the one beside it if there is one.
+    pub(crate) fn files(&self) -> impl Iterator<Item = &Output> {
+        std::iter::once(self).chain(self.extent())
     }
 
     /// Writes all of `bytes`.
     pub(crate) fn write_at(&self, bytes: &[u8], offset: u64) -> Result<(), Error> {
+        if !self.writes {
+            self.reached.fetch_max(offset + bytes.len() as u64, Ordering::Relaxed);
+            return Ok(());
+        }
         self.file
             .write_all_at(bytes, offset)
             .map_err(|error| DiskError::io("write", error).on(&self.path).at(offset).into())
     }
 
+    /// Returns the error of making the file out of something.
+    pub(crate) fn failed(&self, operation: &'static str, error: std::io::Error) -> Error {
+        DiskError::io(operation, error).on(&self.path).into()
+    }
+
     /// Sets the length; what was never written is a hole.
     pub(crate) fn set_len(&self, len: u64) -> Result<(), Error> {
+        if !self.writes {
+            self.reached.store(len, Ordering::Relaxed);
+            return Ok(());
+        }
         self.file.set_len(len).map_err(|error| DiskError::io("write", error).on(&self.path).into())
     }
 
@@ -84,6 +146,9 @@ impl Output {
     /// Lets the file stay.
     pub(crate) fn keep(mut self) {
         self.keep = true;
+        if let Some(extent) = self.extent.take() {
+            extent.keep();
+        }
     }
 }
 

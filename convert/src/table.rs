@@ -1,14 +1,12 @@
 //! Flat tables of 32-bit entries (block maps, allocation tables, grain tables), written and read
 //! through one 64 KiB window so that the memory does not grow with the disk.
 
-use std::fs::File;
-use std::os::unix::fs::FileExt;
-use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError};
 
 use kvmbake_disk::Error as DiskError;
 
 use crate::error::Error;
+use crate::mapped::ImageFile;
 use crate::output::Output;
 
 const WINDOW: u64 = 16 << 10;
@@ -96,8 +94,7 @@ impl TableWriter {
 
 /// Reads a table of a file that the caller has checked to lie inside the file.
 pub(crate) struct TableReader {
-    file: Arc<File>,
-    path: PathBuf,
+    image: ImageFile,
     place: u64,
     entries: u64,
     order: Order,
@@ -111,14 +108,8 @@ struct Window {
 }
 
 impl TableReader {
-    pub(crate) fn new(
-        file: Arc<File>,
-        path: PathBuf,
-        place: u64,
-        entries: u64,
-        order: Order,
-    ) -> TableReader {
-        TableReader { file, path, place, entries, order, window: Mutex::default() }
+    pub(crate) fn new(image: ImageFile, place: u64, entries: u64, order: Order) -> TableReader {
+        TableReader { image, place, entries, order, window: Mutex::default() }
     }
 
     /// Returns an entry; 0 beyond the table.
@@ -159,9 +150,7 @@ impl TableReader {
         let mut bytes = std::mem::take(&mut window.bytes);
         bytes.resize(len as usize, 0);
         let at = self.place + first * ENTRY;
-        self.file
-            .read_exact_at(&mut bytes, at)
-            .map_err(|error| DiskError::io("read", error).on(&self.path).at(at))?;
+        self.image.read(&mut bytes, at)?;
         *window = Window { first, bytes };
         Ok(())
     }
@@ -209,8 +198,8 @@ mod tests {
             bytes.extend(u32::to_le_bytes(if index == 2 * WINDOW + 1 { 5 } else { 0 }));
         }
         std::fs::write(&path, bytes).unwrap();
-        let file = Arc::new(File::open(&path).unwrap());
-        let table = TableReader::new(file, path, 12, entries, Order::Little);
+        let image = ImageFile::open(&path).unwrap();
+        let table = TableReader::new(image, 12, entries, Order::Little);
         assert_eq!(table.find(3, |value| value != 0).unwrap(), Some((2 * WINDOW + 1, 5)));
         assert_eq!(table.find(2 * WINDOW + 2, |value| value != 0).unwrap(), None);
         assert_eq!(table.get(2 * WINDOW + 1).unwrap(), 5);

@@ -1,12 +1,15 @@
 //! What every encoder is: planned before anything is written, fed in order, finished once.
 
+use std::path::PathBuf;
+use std::sync::Arc;
+
 use crate::chunk::Chunk;
 use crate::digest::DiskDigest;
 use crate::error::Error;
 use crate::export::Target;
-use crate::format::Format;
-use crate::output::Output;
-use crate::{qcow2, raw, vdi, vhd, vmdk};
+use crate::options::Encoding;
+use crate::output::{Cancel, Output};
+use crate::{ova, qcow2, raw, vdi, vhd, vhdx, vmdk};
 
 /// What an encoder may know of the disk before it begins.
 #[derive(Debug, Clone, Copy)]
@@ -27,11 +30,21 @@ pub(crate) trait Encoder: Send {
     /// format counts in larger units, never down.
     fn virtual_size(&self) -> u64;
 
-    /// Stores a chunk.
-    fn write(&mut self, chunk: &Chunk, output: &Output) -> Result<(), Error>;
+    /// Returns where a second file goes that the image needs beside its own, and names.
+    fn extent(&self) -> Option<PathBuf> {
+        None
+    }
 
-    /// Completes the image.
-    fn finish(&mut self, identity: &Identity, output: &Output) -> Result<(), Error>;
+    /// Stores a chunk.
+    fn write(&mut self, chunk: &Arc<Chunk>, output: &Output) -> Result<(), Error>;
+
+    /// Completes the image; looks at `cancel` where that takes long.
+    fn finish(
+        &mut self,
+        identity: &Identity,
+        output: &Output,
+        cancel: Cancel<'_>,
+    ) -> Result<(), Error>;
 
     /// Returns whether [`Encoder::finish`] uses its identity.
     fn needs_identity(&self) -> bool {
@@ -41,28 +54,43 @@ pub(crate) trait Encoder: Send {
 
 /// Returns the encoder for the target, or why the format cannot hold the disk.
 pub(crate) fn plan(target: &Target, disk: &DiskInfo) -> Result<Box<dyn Encoder>, Error> {
-    let planned: Result<Box<dyn Encoder>, String> = match target.format {
-        Format::Qcow2 => qcow2::Qcow2Encoder::plan(disk).map(|encoder| Box::new(encoder) as _),
-        Format::Raw => Ok(Box::new(raw::RawEncoder::plan(disk))),
-        Format::Vdi => vdi::VdiEncoder::plan(disk).map(|encoder| Box::new(encoder) as _),
-        Format::Vhd => vhd::VhdEncoder::plan(disk).map(|encoder| Box::new(encoder) as _),
-        Format::Vmdk => {
-            vmdk::VmdkEncoder::plan(disk, &target.name).map(|encoder| Box::new(encoder) as _)
-        }
-    };
-    planned.map_err(|reason| Error::Refused {
+    fn boxed(encoder: impl Encoder + 'static) -> Box<dyn Encoder> {
+        Box::new(encoder)
+    }
+    match &target.encoding {
+        Encoding::Qcow2(options) => return qcow2::plan(disk, target, options),
+        Encoding::Raw => Ok(boxed(raw::RawEncoder::plan(disk))),
+        Encoding::Vdi(options) => vdi::VdiEncoder::plan(disk, options).map(boxed),
+        Encoding::Vhd(options) => vhd::plan(disk, options),
+        Encoding::Vhdx(options) => vhdx::VhdxEncoder::plan(disk, options).map(boxed),
+        Encoding::Vmdk(options) => vmdk::plan(disk, target, options),
+        Encoding::Ova(options) => ova::OvaEncoder::plan(disk, target, options).map(boxed),
+    }
+    .map_err(|reason| Error::Refused {
         path: target.path.clone(),
-        format: target.format,
+        format: target.format(),
         reason,
     })
 }
 
-/// Where an image's identifiers come from: the content, so that equal disks give equal bytes.
-pub(crate) struct Identity(DiskDigest);
+/// Where an image's identifiers and times come from: the content, so that equal disks give equal
+/// bytes, unless the caller states them.
+pub(crate) struct Identity {
+    digest: DiskDigest,
+    uuid: Option<[u8; 16]>,
+    /// Seconds since 1970.
+    time: Option<u64>,
+}
 
 impl Identity {
-    pub(crate) fn of(digest: DiskDigest) -> Identity {
-        Identity(digest)
+    pub(crate) fn new(digest: DiskDigest, target: &Target) -> Identity {
+        Identity { digest, uuid: target.uuid, time: target.time }
+    }
+
+    /// Returns the identifier of the image itself: the caller's or, for the given use, a derived
+    /// one.
+    pub(crate) fn image_uuid(&self, purpose: &str) -> [u8; 16] {
+        self.uuid.unwrap_or_else(|| self.uuid(purpose))
     }
 
     /// Returns a version 8 UUID (RFC 9562, section 5.8) for the given use.
@@ -75,12 +103,23 @@ impl Identity {
 
     /// Returns 16 bytes for the given use.
     pub(crate) fn bytes<const N: usize>(&self, purpose: &str) -> [u8; N] {
-        let mut hasher = blake3::Hasher::new_keyed(self.0.as_bytes());
+        let mut hasher = blake3::Hasher::new_keyed(self.digest.as_bytes());
         hasher.update(purpose.as_bytes());
         let mut bytes = [0; N];
         hasher.finalize_xof().fill(&mut bytes);
         bytes
     }
+
+    /// Returns the time that the image states, in seconds since 1970, where the caller gave one.
+    pub(crate) fn time(&self) -> Option<u64> {
+        self.time
+    }
+}
+
+/// Returns a UUID in its usual form.
+pub(crate) fn uuid_text(bytes: [u8; 16]) -> String {
+    let hex = format!("{:032x}", u128::from_be_bytes(bytes));
+    [&hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..]].join("-")
 }
 
 /// Rounds up to a multiple of `unit`, for sizes far from overflow.

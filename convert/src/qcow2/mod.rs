@@ -1,46 +1,163 @@
-//! qcow2 version 3 (QEMU's `docs/interop/qcow2.txt`). Reading is `kvmbake_disk`'s.
+//! qcow2 version 3 (QEMU's `docs/interop/qcow2.rst`). Reading is `kvmbake_disk`'s.
 
+mod compressed;
 mod encode;
+mod layout;
+mod options;
+
+use std::path::Path;
 
 use kvmbake_disk::Error;
 
+use crate::encode::{DiskInfo, Encoder};
+use crate::error::corrupt;
+use crate::export::Target;
+use crate::format::Format;
+use crate::image::{self, OpenOptions};
 use crate::mapped::ImageFile;
 
-pub(crate) use encode::Qcow2Encoder;
+pub use options::{Compression, Qcow2Options};
 
 /// The first four bytes.
 pub(crate) const MAGIC: [u8; 4] = *b"QFI\xfb";
 
+const BACKING_FORMAT: u32 = 0xe279_2aca;
+const DATA_FILE: u32 = 0x4441_5441;
+const INCOMPATIBLE_DATA_FILE: u64 = 1 << 2;
+const EXTENDED_L2: u64 = 1 << 4;
+
 /// The longest name that the format allows for a backing file.
 const MAX_BACKING_NAME: u32 = 1023;
 
+/// Returns the encoder that the options ask for.
+pub(crate) fn plan(
+    disk: &DiskInfo,
+    target: &Target,
+    options: &Qcow2Options,
+) -> Result<Box<dyn Encoder>, crate::Error> {
+    let refused =
+        |reason| crate::Error::Refused { path: target.path.clone(), format: Format::Qcow2, reason };
+    if options.compressed {
+        if options.backing_file.is_some() {
+            return Err(refused("with a backing file nothing is compressed".to_owned()));
+        }
+        let encoder = compressed::CompressedEncoder::plan(disk, options).map_err(refused)?;
+        return Ok(Box::new(encoder));
+    }
+    let base = match (&options.backing_file, options.backing_format) {
+        (Some(name), Some(format)) => {
+            let folder = target.path.parent().unwrap_or(Path::new(""));
+            let allow_backing = target.allow_backing.clone();
+            let open = OpenOptions { format: Some(format), allow_backing, scratch: None };
+            Some(image::open(&folder.join(name), &open)?)
+        }
+        _ => None,
+    };
+    let encoder = encode::Qcow2Encoder::plan(disk, options, base).map_err(refused)?;
+    Ok(Box::new(encoder))
+}
+
+/// The files that an image names.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Names {
+    /// The backing file and its format.
+    pub(crate) backing: Option<(String, Option<String>)>,
+    pub(crate) data_file: Option<String>,
+}
+
+/// The header of an image that `kvmbake_disk` has opened, as far as there is something to tell.
+struct Header {
+    bytes: Vec<u8>,
+}
+
+impl Header {
+    fn read(image: &ImageFile) -> Result<Header, Error> {
+        let mut bytes = vec![0; 112];
+        let len = image.len.min(112) as usize;
+        image.read(&mut bytes[..len], 0)?;
+        if bytes[..4] != MAGIC {
+            return Err(corrupt(&image.path, "it has no qcow2 magic number"));
+        }
+        let header = Header { bytes };
+        // The extensions and the backing file's name follow in the first cluster.
+        let cluster = 1u64.checked_shl(header.word(20)).unwrap_or(0).clamp(512, 2 << 20);
+        let mut bytes = vec![0; cluster.min(image.len).max(112) as usize];
+        let len = image.len.min(bytes.len() as u64) as usize;
+        image.read(&mut bytes[..len], 0)?;
+        Ok(Header { bytes })
+    }
+
+    fn word(&self, at: usize) -> u32 {
+        self.bytes
+            .get(at..at + 4)
+            .map_or(0, |word| u32::from_be_bytes([word[0], word[1], word[2], word[3]]))
+    }
+
+    fn long(&self, at: usize) -> u64 {
+        u64::from(self.word(at)) << 32 | u64::from(self.word(at + 4))
+    }
+
+    fn names(&self) -> Names {
+        let text = |at: usize, len: usize| {
+            let bytes = self.bytes.get(at..at.checked_add(len)?)?;
+            String::from_utf8(bytes.to_vec()).ok()
+        };
+        let mut names = Names::default();
+        let (mut format, mut at) = (None, 72);
+        if self.word(4) >= 3 {
+            at = self.word(100) as usize;
+        }
+        while at.saturating_add(8) <= self.bytes.len() {
+            let (kind, len) = (self.word(at), self.word(at + 4) as usize);
+            match kind {
+                0 => break,
+                BACKING_FORMAT => format = text(at + 8, len),
+                DATA_FILE => names.data_file = text(at + 8, len),
+                _ => {}
+            }
+            at = at.saturating_add(8).saturating_add(len.next_multiple_of(8));
+        }
+        if self.word(4) < 3 || self.long(72) & INCOMPATIBLE_DATA_FILE == 0 {
+            names.data_file = None;
+        }
+        let (at, len) = (self.long(8), self.word(16));
+        if at != 0 && len <= MAX_BACKING_NAME {
+            let name = usize::try_from(at).ok().and_then(|at| text(at, len as usize));
+            names.backing = name.map(|name| (name, format));
+        }
+        names
+    }
+}
+
+/// Returns the files that an image names.
+pub(crate) fn names(image: &ImageFile) -> Result<Names, Error> {
+    Ok(Header::read(image)?.names())
+}
+
 /// Returns what the header of an image tells that `kvmbake_disk` has opened.
 pub(crate) fn details(image: &ImageFile) -> Result<Vec<(&'static str, String)>, Error> {
-    let mut header = [0; 112];
-    let len = image.len.min(header.len() as u64) as usize;
-    image.read(&mut header[..len], 0)?;
-    let word = |at: usize| {
-        u32::from_be_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]])
-    };
-    let long = |at: usize| u64::from(word(at)) << 32 | u64::from(word(at + 4));
-    let version = word(4);
+    let header = Header::read(image)?;
+    let version = header.word(4);
     let mut details = vec![
         ("version", version.to_string()),
-        ("cluster size", 1u64.checked_shl(word(20)).unwrap_or(0).to_string()),
-        ("internal snapshots", word(60).to_string()),
+        ("cluster size", 1u64.checked_shl(header.word(20)).unwrap_or(0).to_string()),
+        ("internal snapshots", header.word(60).to_string()),
     ];
     if version >= 3 {
-        details.push(("refcount bits", 1u64.checked_shl(word(96)).unwrap_or(0).to_string()));
-        let zstd = word(100) > 104 && header[104] == 1;
+        let bits = 1u64.checked_shl(header.word(96)).unwrap_or(0);
+        details.push(("refcount bits", bits.to_string()));
+        let zstd = header.word(100) > 104 && header.bytes[104] == 1;
         details.push(("compression", if zstd { "zstd" } else { "zlib" }.to_owned()));
-        details.push(("lazy refcounts", (long(80) & 1 != 0).to_string()));
+        details.push(("lazy refcounts", (header.long(80) & 1 != 0).to_string()));
+        details.push(("extended L2", (header.long(72) & EXTENDED_L2 != 0).to_string()));
     }
-    let (at, len) = (long(8), word(16));
-    if at != 0 && len <= MAX_BACKING_NAME {
-        image.check_inside(at, u64::from(len), "the backing file's name")?;
-        let mut name = vec![0; len as usize];
-        image.read(&mut name, at)?;
-        details.push(("backing file", String::from_utf8_lossy(&name).escape_debug().to_string()));
+    let names = header.names();
+    if let Some((name, format)) = names.backing {
+        details.push(("backing file", name.escape_debug().to_string()));
+        details.push(("backing format", format.unwrap_or_default().escape_debug().to_string()));
+    }
+    if let Some(name) = names.data_file {
+        details.push(("data file", name.escape_debug().to_string()));
     }
     Ok(details)
 }

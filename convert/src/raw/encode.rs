@@ -1,9 +1,11 @@
 //! The raw encoder.
 
+use std::sync::Arc;
+
 use crate::chunk::Chunk;
 use crate::encode::{DiskInfo, Encoder, Identity};
 use crate::error::Error;
-use crate::output::Output;
+use crate::output::{Cancel, Output};
 
 /// Writes a sparse file of exactly the disk's size.
 pub(crate) struct RawEncoder {
@@ -21,7 +23,7 @@ impl Encoder for RawEncoder {
         self.size
     }
 
-    fn write(&mut self, chunk: &Chunk, output: &Output) -> Result<(), Error> {
+    fn write(&mut self, chunk: &Arc<Chunk>, output: &Output) -> Result<(), Error> {
         for run in chunk.runs() {
             let at = chunk.offset() + run.start as u64;
             output.write_at(chunk.bytes(run.start..run.end.min(chunk.len())), at)?;
@@ -29,7 +31,12 @@ impl Encoder for RawEncoder {
         Ok(())
     }
 
-    fn finish(&mut self, _identity: &Identity, output: &Output) -> Result<(), Error> {
+    fn finish(
+        &mut self,
+        _identity: &Identity,
+        output: &Output,
+        _cancel: Cancel<'_>,
+    ) -> Result<(), Error> {
         output.set_len(self.size)
     }
 }

@@ -5,9 +5,11 @@
 //! `VDICore.h` and of QEMU's reader.
 
 mod encode;
+mod options;
 mod read;
 
 pub(crate) use encode::VdiEncoder;
+pub use options::VdiOptions;
 pub(crate) use read::open;
 
 /// At byte 64 of the file.

@@ -17,8 +17,7 @@ pub(crate) fn open(image: ImageFile) -> Result<Opened, Error> {
         .map_err(|reason| corrupt(&image.path, reason))?;
     check_header(&image, &header)?;
     let map = TableReader::new(
-        image.file.clone(),
-        image.path.clone(),
+        image.clone(),
         u64::from(header.map_offset),
         header.disk_size.div_ceil(u64::from(header.block_size)),
         Order::Little,
@@ -28,7 +27,7 @@ pub(crate) fn open(image: ImageFile) -> Result<Opened, Error> {
         data: u64::from(header.data_offset),
         block: u64::from(header.block_size),
     };
-    check_map(&image, &map, header.disk_size)?;
+    let used = check_map(&image, &map, header.disk_size)?;
     let details = vec![
         ("variant", if header.kind == FIXED { "fixed" } else { "dynamic" }.to_owned()),
         ("block size", header.block_size.to_string()),
@@ -36,7 +35,18 @@ pub(crate) fn open(image: ImageFile) -> Result<Opened, Error> {
         ("allocated blocks", header.allocated.to_string()),
         ("uuid", format!("{:032x}", u128::from_be_bytes(header.uuid))),
     ];
-    Ok(Opened::new(MappedDisk { image, size: header.disk_size, map }, details))
+    let len = image.len;
+    let opened = Opened::new(MappedDisk { image, size: header.disk_size, map }, details)
+        .accounting_for(u64::from(header.data_offset) + used, len);
+    let found = used / u64::from(header.block_size);
+    Ok(if found == u64::from(header.allocated) {
+        opened
+    } else {
+        opened.with_problem(format!(
+            "the header counts {} allocated blocks, the block map {found}",
+            header.allocated
+        ))
+    })
 }
 
 fn check_header(image: &ImageFile, header: &Header) -> Result<(), Error> {
@@ -78,8 +88,9 @@ fn check_header(image: &ImageFile, header: &Header) -> Result<(), Error> {
     image.check_inside(map, map_len, "the block map")
 }
 
-/// Checks that every allocated block lies in the file and is nobody else's.
-fn check_map(image: &ImageFile, map: &BlockMap, size: u64) -> Result<(), Error> {
+/// Checks that every allocated block lies in the file and is nobody else's; returns the bytes of
+/// all blocks.
+fn check_map(image: &ImageFile, map: &BlockMap, size: u64) -> Result<u64, Error> {
     let mut claims = Claims::new(image, map.block / 512)?;
     let mut next = 0;
     while let Some((index, entry)) = map.table.find(next, is_allocated)? {
@@ -97,7 +108,7 @@ fn check_map(image: &ImageFile, map: &BlockMap, size: u64) -> Result<(), Error> 
         claims.claim(image, place / 512)?;
         next = index + 1;
     }
-    Ok(())
+    Ok(claims.bytes())
 }
 
 fn is_allocated(entry: u32) -> bool {

@@ -3,6 +3,8 @@
 //! Every bit of an allocated block's bitmap is set, as QEMU does, so that readers which look at
 //! it and readers which do not see the same.
 
+use std::sync::Arc;
+
 use super::{
     BITMAP, BLOCK, DYNAMIC, DynamicHeader, FOOTER_LEN, FREE, Footer, HEADER_LEN, MAX_SIZE, SECTOR,
     geometry,
@@ -10,7 +12,7 @@ use super::{
 use crate::chunk::{CHUNK, Chunk};
 use crate::encode::{DiskInfo, Encoder, Identity, round_up};
 use crate::error::Error;
-use crate::output::Output;
+use crate::output::{Cancel, Output};
 use crate::table::{Order, TableWriter};
 
 const TABLE: u64 = (FOOTER_LEN + HEADER_LEN) as u64;
@@ -52,7 +54,7 @@ impl Encoder for VhdEncoder {
         self.size
     }
 
-    fn write(&mut self, chunk: &Chunk, output: &Output) -> Result<(), Error> {
+    fn write(&mut self, chunk: &Arc<Chunk>, output: &Output) -> Result<(), Error> {
         let block = chunk.offset() / BLOCK;
         let data = match self.current {
             Some((current, data)) if current == block => data,
@@ -72,15 +74,21 @@ impl Encoder for VhdEncoder {
         Ok(())
     }
 
-    fn finish(&mut self, identity: &Identity, output: &Output) -> Result<(), Error> {
+    fn finish(
+        &mut self,
+        identity: &Identity,
+        output: &Output,
+        _cancel: Cancel<'_>,
+    ) -> Result<(), Error> {
         self.table.finish(output)?;
         let footer = Footer {
             data_offset: FOOTER_LEN as u64,
+            time: super::time(identity),
             creator: *b"win ",
             size: self.size,
             geometry: geometry(self.size / SECTOR),
             kind: DYNAMIC,
-            uuid: identity.uuid("vhd"),
+            uuid: identity.image_uuid("vhd"),
         };
         let header = DynamicHeader {
             table_offset: TABLE,

@@ -14,9 +14,13 @@
 //! else the largest one, so no reader sees another size than the exact one.
 
 mod encode;
+mod fixed;
+mod options;
 mod read;
 
-pub(crate) use encode::VhdEncoder;
+use crate::encode::{DiskInfo, Encoder, Identity};
+
+pub use options::{Subformat, VhdOptions};
 pub(crate) use read::open;
 
 /// Begins the footer and its copy.
@@ -37,10 +41,28 @@ const MAX_SIZE: u64 = 2040 << 30;
 /// The geometry that means "see the current size".
 const LARGEST_GEOMETRY: (u16, u8, u8) = (65535, 16, 255);
 
+/// Seconds from 1970 to 2000, where the time stamps of this format begin.
+const YEAR_2000: u64 = 946_684_800;
+
+/// Returns the encoder that the options ask for.
+pub(crate) fn plan(disk: &DiskInfo, options: &VhdOptions) -> Result<Box<dyn Encoder>, String> {
+    Ok(match options.subformat {
+        Subformat::Dynamic => Box::new(encode::VhdEncoder::plan(disk)?),
+        Subformat::Fixed => Box::new(fixed::FixedEncoder::plan(disk)?),
+    })
+}
+
+/// Returns the time stamp: 0 (2000-01-01) unless the caller stated one.
+fn time(identity: &Identity) -> u32 {
+    let time = identity.time().unwrap_or(YEAR_2000).saturating_sub(YEAR_2000);
+    u32::try_from(time).unwrap_or(u32::MAX)
+}
+
 /// The fields of the footer that matter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Footer {
     data_offset: u64,
+    time: u32,
     creator: [u8; 4],
     size: u64,
     geometry: (u16, u8, u8),
@@ -56,7 +78,7 @@ impl Footer {
         put(8, &2u32.to_be_bytes()); // features: the reserved bit that is always set
         put(12, &0x0001_0000u32.to_be_bytes());
         put(16, &self.data_offset.to_be_bytes());
-        // The time stamp at 24 stays 0 (2000-01-01): equal disks give equal files.
+        put(24, &self.time.to_be_bytes());
         put(28, &self.creator);
         put(32, &0x000a_0000u32.to_be_bytes());
         put(36, b"Wi2k");
@@ -85,6 +107,7 @@ impl Footer {
         }
         Ok(Footer {
             data_offset: long(bytes, 16),
+            time: word(bytes, 24),
             creator: std::array::from_fn(|index| bytes[28 + index]),
             size: long(bytes, 48),
             geometry: (u16::from_be_bytes([bytes[56], bytes[57]]), bytes[58], bytes[59]),
@@ -207,6 +230,7 @@ mod tests {
     fn footer_and_header_round_trip_and_notice_damage() {
         let footer = Footer {
             data_offset: 512,
+            time: 77,
             creator: *b"win ",
             size: 0x1234_5600,
             geometry: (1, 2, 3),
@@ -225,6 +249,7 @@ mod tests {
     fn only_virtual_pc_and_old_qemu_files_go_by_geometry() {
         let mut footer = Footer {
             data_offset: 512,
+            time: 77,
             creator: *b"qemu",
             size: 1 << 20,
             geometry: (10, 4, 17),

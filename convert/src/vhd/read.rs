@@ -42,15 +42,17 @@ pub(crate) fn open(image: ImageFile) -> Result<Opened, Error> {
         )),
         FIXED => Ok(Opened::new(LinearDisk { image, size }, details)),
         DYNAMIC => {
-            let map = open_dynamic(&image, &footer, size)?;
+            let (map, used) = open_dynamic(&image, &footer, size)?;
             details.push(("block size", map.block.to_string()));
-            Ok(Opened::new(MappedDisk { image, size, map }, details))
+            let len = image.len;
+            Ok(Opened::new(MappedDisk { image, size, map }, details).accounting_for(used, len))
         }
         kind => Err(unsupported(&image.path, format!("disk type {kind} (a child of a parent)"))),
     }
 }
 
-fn open_dynamic(image: &ImageFile, footer: &Footer, size: u64) -> Result<BlockMap, Error> {
+/// Returns the map of blocks, and the bytes of the file that are accounted for.
+fn open_dynamic(image: &ImageFile, footer: &Footer, size: u64) -> Result<(BlockMap, u64), Error> {
     let path = &image.path;
     let copy = Footer::decode(&image.read_array(0, "the footer's copy")?)
         .map_err(|reason| corrupt(path, format!("at the beginning of the file {reason}")))?;
@@ -72,8 +74,7 @@ fn open_dynamic(image: &ImageFile, footer: &Footer, size: u64) -> Result<BlockMa
     }
     let table_len = u64::from(header.entries) * 4;
     image.check_inside(header.table_offset, table_len, "the block allocation table")?;
-    let table =
-        TableReader::new(image.file.clone(), path.clone(), header.table_offset, blocks, Order::Big);
+    let table = TableReader::new(image.clone(), header.table_offset, blocks, Order::Big);
     let bitmap = round_up(block / SECTOR / 8, SECTOR);
     let map = BlockMap { table, block, bitmap, cached: Mutex::default() };
     let metadata = [
@@ -81,13 +82,15 @@ fn open_dynamic(image: &ImageFile, footer: &Footer, size: u64) -> Result<BlockMa
         (footer.data_offset, HEADER_LEN as u64),
         (header.table_offset, table_len),
     ];
-    check_table(image, &map, &metadata)?;
-    Ok(map)
+    let used = check_table(image, &map, &metadata)?;
+    // The footer follows, and the table's last sector may be filled up.
+    let headers: u64 = metadata.iter().map(|(_, len)| round_up(*len, SECTOR)).sum();
+    Ok((map, used + headers + FOOTER_LEN as u64))
 }
 
 /// Checks that every allocated block lies in the file before the footer, apart from `metadata`
-/// and from the other blocks.
-fn check_table(image: &ImageFile, map: &BlockMap, metadata: &[(u64, u64)]) -> Result<(), Error> {
+/// and from the other blocks; returns the bytes of all blocks.
+fn check_table(image: &ImageFile, map: &BlockMap, metadata: &[(u64, u64)]) -> Result<u64, Error> {
     let path = &image.path;
     for (index, (start, len)) in metadata.iter().enumerate() {
         if metadata[..index].iter().any(|other| *start < other.0 + other.1 && other.0 < start + len)
@@ -115,7 +118,7 @@ fn check_table(image: &ImageFile, map: &BlockMap, metadata: &[(u64, u64)]) -> Re
         claims.claim(image, u64::from(entry))?;
         next = index + 1;
     }
-    Ok(())
+    Ok(claims.bytes())
 }
 
 fn is_allocated(entry: u32) -> bool {

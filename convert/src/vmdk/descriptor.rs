@@ -2,61 +2,80 @@
 
 use std::fmt::Write;
 
-use crate::encode::Identity;
+use super::{Adapter, VmdkOptions};
+use crate::encode::{Identity, uuid_text};
 
-/// Returns the descriptor of a monolithicSparse image, one extent in the file `name` itself.
-pub(super) fn encode(name: &str, sectors: u64, identity: &Identity) -> String {
+/// What a descriptor states.
+pub(super) struct Image<'a> {
+    /// The kind of VMDK.
+    pub(super) create_type: &'static str,
+    /// The extent's type, its file's name in quotes, and what else belongs to it.
+    pub(super) extent: String,
+    pub(super) sectors: u64,
+    pub(super) options: &'a VmdkOptions,
+}
+
+/// Refuses a file name that a descriptor cannot state.
+pub(super) fn check_name(name: &str) -> Result<(), String> {
+    if name.is_empty() || name.len() > 255 || name.chars().any(|c| c == '"' || c.is_control()) {
+        return Err(format!("the descriptor cannot express the file name {name:?}"));
+    }
+    Ok(())
+}
+
+/// Returns the descriptor of an image with one extent.
+pub(super) fn encode(image: &Image<'_>, identity: &Identity) -> String {
+    let Image { create_type, extent, sectors, options } = image;
     // 0xffffffff and 0xfffffffe mean "no parent" and "unset".
     let content_id = u32::from_le_bytes(identity.bytes("vmdk cid")) & 0x7fff_ffff | 1;
-    let (cylinders, heads, per_track) = geometry(sectors);
+    let (cylinders, heads, per_track) = geometry(*sectors, options.adapter);
+    let (hardware, adapter) = (options.hardware_version, options.adapter.name());
     let mut long_id = String::new();
     for byte in identity.bytes::<12>("vmdk long content id") {
         let _ = write!(long_id, "{byte:02x}");
     }
     // The long identifier's last word is the content identifier.
     let _ = write!(long_id, "{content_id:08x}");
-    let image = uuid(identity.uuid("vmdk image"));
-    let modification = uuid(identity.uuid("vmdk modification"));
+    let uuid_of_image = uuid_text(identity.image_uuid("vmdk image"));
+    let modification = uuid_text(identity.uuid("vmdk modification"));
     format!(
         "# Disk DescriptorFile\n\
          version=1\n\
          encoding=\"UTF-8\"\n\
          CID={content_id:08x}\n\
          parentCID=ffffffff\n\
-         createType=\"monolithicSparse\"\n\
+         createType=\"{create_type}\"\n\
          \n\
          # Extent description\n\
-         RW {sectors} SPARSE \"{name}\"\n\
+         RW {sectors} {extent}\n\
          \n\
          # The Disk Data Base\n\
          #DDB\n\
          \n\
-         ddb.virtualHWVersion = \"13\"\n\
-         ddb.adapterType = \"lsilogic\"\n\
+         ddb.virtualHWVersion = \"{hardware}\"\n\
+         ddb.adapterType = \"{adapter}\"\n\
          ddb.geometry.cylinders = \"{cylinders}\"\n\
          ddb.geometry.heads = \"{heads}\"\n\
          ddb.geometry.sectors = \"{per_track}\"\n\
          ddb.longContentID = \"{long_id}\"\n\
-         ddb.uuid.image = \"{image}\"\n\
+         ddb.uuid.image = \"{uuid_of_image}\"\n\
          ddb.uuid.modification = \"{modification}\"\n\
          ddb.uuid.parent = \"00000000-0000-0000-0000-000000000000\"\n\
          ddb.uuid.parentmodification = \"00000000-0000-0000-0000-000000000000\"\n"
     )
 }
 
-/// Returns the geometry that LSI Logic's firmware derives, as VMware writes it.
-fn geometry(sectors: u64) -> (u64, u64, u64) {
+/// Returns the geometry that the adapter's firmware derives, as VMware writes it.
+fn geometry(sectors: u64, adapter: Adapter) -> (u64, u64, u64) {
+    if adapter == Adapter::Ide {
+        return ((sectors / (16 * 63)).clamp(1, 16383), 16, 63);
+    }
     let (heads, per_track) = match sectors * 512 {
         ..0x4000_0000 => (64, 32),
         0x4000_0000..0x8000_0000 => (128, 32),
         _ => (255, 63),
     };
     ((sectors / (heads * per_track)).max(1), heads, per_track)
-}
-
-fn uuid(bytes: [u8; 16]) -> String {
-    let hex = format!("{:032x}", u128::from_be_bytes(bytes));
-    [&hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..]].join("-")
 }
 
 /// What a reader needs of a descriptor.
@@ -75,6 +94,8 @@ pub(super) struct Extent {
     pub(super) sectors: u64,
     pub(super) kind: String,
     pub(super) name: String,
+    /// The sector of the file where a flat extent begins.
+    pub(super) offset: u64,
 }
 
 /// Returns the descriptor, or what is wrong with it.
@@ -109,6 +130,9 @@ fn extent(line: &str) -> Option<Extent> {
     let sectors = words.next()?.parse().ok()?;
     let kind = words.next()?.to_owned();
     let rest = words.next().unwrap_or_default();
-    let name = rest.split('"').nth(1).unwrap_or_default().to_owned();
-    Some(Extent { sectors, kind, name })
+    let mut quoted = rest.splitn(3, '"').skip(1);
+    let name = quoted.next().unwrap_or_default().to_owned();
+    let offset = quoted.next().unwrap_or_default().trim();
+    let offset = if offset.is_empty() { 0 } else { offset.parse().ok()? };
+    Some(Extent { sectors, kind, name, offset })
 }

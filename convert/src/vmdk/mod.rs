@@ -1,15 +1,64 @@
-//! VMware's VMDK, monolithicSparse ("Virtual Disk Format 5.0", "Hosted Sparse Extents").
+//! VMware's VMDK ("Virtual Disk Format 5.0").
 //!
-//! One file: a sparse extent header of one sector, an embedded text descriptor, the redundant
-//! and the primary grain directory each followed by its grain tables, and the grains. All fields
-//! are little-endian, all places are sector numbers.
+//! monolithicSparse is one file: a sparse extent header of one sector, an embedded text
+//! descriptor, the redundant and the primary grain directory each followed by its grain tables,
+//! and the grains. streamOptimized has its grains compressed and its tables behind them.
+//! monolithicFlat and the split kinds are a descriptor that names other files. All fields are
+//! little-endian, all places are sector numbers.
 
 mod descriptor;
-mod encode;
+mod flat;
+mod options;
 mod read;
+mod sparse;
+mod split;
+mod stream;
+mod tables;
 
-pub(crate) use encode::VmdkEncoder;
+use crate::encode::{DiskInfo, Encoder};
+use crate::export::Target;
+
+pub(crate) use options::DEFAULT_LEVEL;
+pub use options::{Adapter, Subformat, VmdkOptions};
 pub(crate) use read::open;
+pub(crate) use split::named_extents;
+pub(crate) use stream::StreamEncoder;
+
+/// Returns the encoder that the options ask for.
+pub(crate) fn plan(
+    disk: &DiskInfo,
+    target: &Target,
+    options: &VmdkOptions,
+) -> Result<Box<dyn Encoder>, String> {
+    Ok(match options.subformat {
+        Subformat::MonolithicSparse => {
+            Box::new(sparse::SparseEncoder::plan(disk, &target.name, options)?)
+        }
+        Subformat::StreamOptimized => {
+            Box::new(StreamEncoder::plan(disk, &target.name, options, 0)?)
+        }
+        Subformat::MonolithicFlat => Box::new(flat::FlatEncoder::plan(disk, target, options)?),
+    })
+}
+
+/// Returns the name of the second file of an image that has one.
+pub(crate) fn extent_name(name: &str, options: &VmdkOptions) -> Option<String> {
+    let stem = name.strip_suffix(".vmdk").unwrap_or(name);
+    (options.subformat == Subformat::MonolithicFlat).then(|| format!("{stem}-flat.vmdk"))
+}
+
+/// Returns the disk's sectors, if the format can hold them.
+fn capacity(disk: &DiskInfo) -> Result<u64, String> {
+    let sectors = disk.virtual_size.div_ceil(SECTOR);
+    if sectors == 0 || sectors > MAX_SECTORS {
+        return Err(format!(
+            "{} bytes are not between 1 byte and {} TiB",
+            disk.virtual_size,
+            MAX_SECTORS >> 31
+        ));
+    }
+    Ok(sectors)
+}
 
 /// The first four bytes of a sparse extent.
 pub(crate) const MAGIC: [u8; 4] = *b"KDMV";
@@ -18,6 +67,12 @@ pub(crate) const DESCRIPTOR_MAGIC: &[u8] = b"# Disk DescriptorFile";
 
 const SECTOR: u64 = 512;
 const GRAIN: u64 = 64 << 10;
+const GRAIN_SECTORS: u64 = GRAIN / SECTOR;
+/// Where an embedded descriptor is, and how long.
+const DESCRIPTOR: u64 = 1;
+const DESCRIPTOR_SECTORS: u64 = 20;
+/// As far as the readers checked here go.
+const MAX_SECTORS: u64 = 1 << 36;
 /// Entries of a grain table.
 const TABLE_ENTRIES: u64 = 512;
 const TABLE_SECTORS: u64 = TABLE_ENTRIES * 4 / SECTOR;

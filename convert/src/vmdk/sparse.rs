@@ -1,29 +1,27 @@
-//! The VMDK encoder: monolithicSparse, 64 KiB grains, both grain directories.
+//! The encoder of monolithicSparse VMDKs: 64 KiB grains, both grain directories.
 //!
 //! All grain tables are present from the start, as VMware makes them, one behind the other, so
 //! together they are one flat table; tables of unallocated grains are holes of the file.
 
+use std::sync::Arc;
+
 use super::{
-    FLAG_LINE_ENDS, FLAG_REDUNDANT, GRAIN, Header, SECTOR, TABLE_ENTRIES, TABLE_SECTORS, descriptor,
+    DESCRIPTOR, DESCRIPTOR_SECTORS, FLAG_LINE_ENDS, FLAG_REDUNDANT, GRAIN, GRAIN_SECTORS, Header,
+    SECTOR, TABLE_ENTRIES, TABLE_SECTORS, VmdkOptions, descriptor,
 };
 use crate::chunk::{Chunk, UNIT, UNITS};
 use crate::encode::{DiskInfo, Encoder, Identity, round_up};
 use crate::error::Error;
-use crate::output::Output;
+use crate::output::{Cancel, Output};
 use crate::table::{Order, TableWriter};
-
-const DESCRIPTOR: u64 = 1;
-const DESCRIPTOR_SECTORS: u64 = 20;
-const GRAIN_SECTORS: u64 = GRAIN / SECTOR;
-/// As far as the readers checked here go.
-const MAX_SECTORS: u64 = 1 << 36;
 
 // A unit with data is a grain.
 const _: () = assert!(GRAIN == UNIT as u64);
 
-/// Writes a VMDK image.
-pub(crate) struct VmdkEncoder {
+/// Writes a monolithicSparse VMDK.
+pub(crate) struct SparseEncoder {
     name: String,
+    options: VmdkOptions,
     header: Header,
     tables: u64,
     table: TableWriter,
@@ -31,20 +29,15 @@ pub(crate) struct VmdkEncoder {
     next: u64,
 }
 
-impl VmdkEncoder {
+impl SparseEncoder {
     /// `name` is the file's final name, which the descriptor states.
-    pub(crate) fn plan(disk: &DiskInfo, name: &str) -> Result<VmdkEncoder, String> {
-        if name.is_empty() || name.len() > 255 || name.chars().any(|c| c == '"' || c.is_control()) {
-            return Err(format!("the descriptor cannot express the file name {name:?}"));
-        }
-        let sectors = disk.virtual_size.div_ceil(SECTOR);
-        if sectors == 0 || sectors > MAX_SECTORS {
-            return Err(format!(
-                "{} bytes are not between 1 byte and {} TiB",
-                disk.virtual_size,
-                MAX_SECTORS >> 31
-            ));
-        }
+    pub(crate) fn plan(
+        disk: &DiskInfo,
+        name: &str,
+        options: &VmdkOptions,
+    ) -> Result<SparseEncoder, String> {
+        descriptor::check_name(name)?;
+        let sectors = super::capacity(disk)?;
         let grains = sectors.div_ceil(GRAIN_SECTORS);
         let tables = grains.div_ceil(TABLE_ENTRIES);
         let directory_sectors = (tables * 4).div_ceil(SECTOR);
@@ -59,8 +52,9 @@ impl VmdkEncoder {
             ));
         }
         let places = [redundant, directory].map(|start| (start + directory_sectors) * SECTOR);
-        Ok(VmdkEncoder {
+        Ok(SparseEncoder {
             name: name.to_owned(),
+            options: options.clone(),
             header: Header {
                 version: 1,
                 flags: FLAG_LINE_ENDS | FLAG_REDUNDANT,
@@ -90,12 +84,12 @@ impl VmdkEncoder {
     }
 }
 
-impl Encoder for VmdkEncoder {
+impl Encoder for SparseEncoder {
     fn virtual_size(&self) -> u64 {
         self.header.capacity * SECTOR
     }
 
-    fn write(&mut self, chunk: &Chunk, output: &Output) -> Result<(), Error> {
+    fn write(&mut self, chunk: &Arc<Chunk>, output: &Output) -> Result<(), Error> {
         let first = chunk.offset() / GRAIN;
         let mut places = [0; UNITS];
         for unit in chunk.units() {
@@ -111,11 +105,24 @@ impl Encoder for VmdkEncoder {
         Ok(())
     }
 
-    fn finish(&mut self, identity: &Identity, output: &Output) -> Result<(), Error> {
+    fn finish(
+        &mut self,
+        identity: &Identity,
+        output: &Output,
+        _cancel: Cancel<'_>,
+    ) -> Result<(), Error> {
         self.table.finish(output)?;
         self.write_directory(self.header.redundant_directory, output)?;
         self.write_directory(self.header.directory, output)?;
-        let descriptor = descriptor::encode(&self.name, self.header.capacity, identity);
+        let descriptor = descriptor::encode(
+            &descriptor::Image {
+                create_type: self.options.subformat.name(),
+                extent: format!("SPARSE \"{}\"", self.name),
+                sectors: self.header.capacity,
+                options: &self.options,
+            },
+            identity,
+        );
         output.write_at(descriptor.as_bytes(), DESCRIPTOR * SECTOR)?;
         output.write_at(&self.header.encode(), 0)?;
         output.set_len(self.next * SECTOR)

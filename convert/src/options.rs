@@ -1,0 +1,262 @@
+//! What a caller may choose about an image, typed, and the `key=value` form in which a person
+//! writes it. The keys and their values are `qemu-img convert -o`'s where it has them.
+
+use std::fmt;
+use std::str::FromStr;
+
+use crate::format::Format;
+use crate::ova::OvaOptions;
+use crate::qcow2::Qcow2Options;
+use crate::vdi::VdiOptions;
+use crate::vhd::VhdOptions;
+use crate::vhdx::VhdxOptions;
+use crate::vmdk::VmdkOptions;
+
+/// A format together with how to write it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Encoding {
+    /// qcow2.
+    Qcow2(Qcow2Options),
+    /// Raw, which has no options.
+    Raw,
+    /// VDI.
+    Vdi(VdiOptions),
+    /// VHD.
+    Vhd(VhdOptions),
+    /// VHDX.
+    Vhdx(VhdxOptions),
+    /// VMDK.
+    Vmdk(VmdkOptions),
+    /// OVA.
+    Ova(OvaOptions),
+}
+
+impl Encoding {
+    /// Returns the format.
+    pub fn format(&self) -> Format {
+        match self {
+            Encoding::Qcow2(_) => Format::Qcow2,
+            Encoding::Raw => Format::Raw,
+            Encoding::Vdi(_) => Format::Vdi,
+            Encoding::Vhd(_) => Format::Vhd,
+            Encoding::Vhdx(_) => Format::Vhdx,
+            Encoding::Vmdk(_) => Format::Vmdk,
+            Encoding::Ova(_) => Format::Ova,
+        }
+    }
+
+    /// Sets one option by its name.
+    ///
+    /// # Errors
+    /// The format has no such option, or the option does not take the value.
+    pub fn set(&mut self, key: &str, value: &str) -> Result<(), OptionError> {
+        let result = match self {
+            Encoding::Qcow2(options) => options.set(key, value),
+            Encoding::Raw => Err(Fault::Unknown(&[])),
+            Encoding::Vdi(options) => options.set(key, value),
+            Encoding::Vhd(options) => options.set(key, value),
+            Encoding::Vhdx(options) => options.set(key, value),
+            Encoding::Vmdk(options) => options.set(key, value),
+            Encoding::Ova(options) => options.set(key, value),
+        };
+        result.map_err(|fault| OptionError {
+            format: self.format(),
+            key: key.to_owned(),
+            value: value.to_owned(),
+            fault,
+        })
+    }
+
+    /// Asks for compressed data, as `qemu-img convert -c` does.
+    ///
+    /// # Errors
+    /// The format cannot compress.
+    pub fn compress(&mut self) -> Result<(), OptionError> {
+        match self {
+            Encoding::Qcow2(options) => options.compressed = true,
+            Encoding::Vmdk(options) => options.subformat = crate::vmdk::Subformat::StreamOptimized,
+            Encoding::Ova(_) => {}
+            _ => {
+                return Err(OptionError {
+                    format: self.format(),
+                    key: "compression".to_owned(),
+                    value: String::new(),
+                    fault: Fault::Unknown(&[]),
+                });
+            }
+        }
+        Ok(())
+    }
+}
+
+impl From<Format> for Encoding {
+    /// The format with everything as it usually is.
+    fn from(format: Format) -> Encoding {
+        match format {
+            Format::Qcow2 => Encoding::Qcow2(Qcow2Options::default()),
+            Format::Raw => Encoding::Raw,
+            Format::Vdi => Encoding::Vdi(VdiOptions::default()),
+            Format::Vhd => Encoding::Vhd(VhdOptions::default()),
+            Format::Vhdx => Encoding::Vhdx(VhdxOptions::default()),
+            Format::Vmdk => Encoding::Vmdk(VmdkOptions::default()),
+            Format::Ova => Encoding::Ova(OvaOptions::default()),
+        }
+    }
+}
+
+/// An option that a format does not have, or a value that it does not take.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub struct OptionError {
+    format: Format,
+    key: String,
+    value: String,
+    fault: Fault,
+}
+
+impl OptionError {
+    /// Returns whether the format has no such option; otherwise the value is wrong.
+    pub fn is_unknown(&self) -> bool {
+        matches!(self.fault, Fault::Unknown(_))
+    }
+}
+
+impl fmt::Display for OptionError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let OptionError { format, key, value, fault } = self;
+        match fault {
+            Fault::Unknown([]) => write!(f, "The {format} format has no option {key:?}"),
+            Fault::Unknown(known) => {
+                write!(f, "The {format} format has no option {key:?}; it has {}", known.join(", "))
+            }
+            Fault::Expected(what) => {
+                write!(f, "The {format} option {key} takes {what}, not {value:?}")
+            }
+        }
+    }
+}
+
+/// What is wrong with an option.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Fault {
+    /// The format has only these.
+    Unknown(&'static [&'static str]),
+    /// What the option takes.
+    Expected(&'static str),
+}
+
+/// Reads `on` or `off`.
+pub(crate) fn switch(value: &str) -> Result<bool, Fault> {
+    match value {
+        "on" | "true" | "yes" => Ok(true),
+        "off" | "false" | "no" => Ok(false),
+        _ => Err(Fault::Expected("on or off")),
+    }
+}
+
+/// Reads a number within bounds; `what` says them.
+pub(crate) fn number<T: FromStr + PartialOrd>(
+    value: &str,
+    bounds: std::ops::RangeInclusive<T>,
+    what: &'static str,
+) -> Result<T, Fault> {
+    value.parse().ok().filter(|number| bounds.contains(number)).ok_or(Fault::Expected(what))
+}
+
+/// Reads a size such as `65536`, `64K`, `2M` or `1G`, a power of two within bounds.
+pub(crate) fn power_of_two(
+    value: &str,
+    bounds: std::ops::RangeInclusive<u64>,
+    what: &'static str,
+) -> Result<u64, Fault> {
+    size(value)
+        .filter(|size| size.is_power_of_two() && bounds.contains(size))
+        .ok_or(Fault::Expected(what))
+}
+
+/// Reads a size in bytes with one of qemu-img's suffixes.
+pub(crate) fn size(value: &str) -> Option<u64> {
+    let (digits, shift) = match value.as_bytes().last()? {
+        b'k' | b'K' => (&value[..value.len() - 1], 10),
+        b'm' | b'M' => (&value[..value.len() - 1], 20),
+        b'g' | b'G' => (&value[..value.len() - 1], 30),
+        b't' | b'T' => (&value[..value.len() - 1], 40),
+        _ => (value, 0),
+    };
+    digits.parse::<u64>().ok()?.checked_mul(1 << shift)
+}
+
+/// Reads text that may stand in a quoted field of a descriptor.
+pub(crate) fn plain_text(value: &str) -> Result<String, Fault> {
+    if value.is_empty() || value.len() > 128 || value.chars().any(|c| c.is_control() || c == '"') {
+        return Err(Fault::Expected("1 to 128 bytes of text without quotes"));
+    }
+    Ok(value.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_take_suffixes_and_refuse_overflow() {
+        assert_eq!(size("64K"), Some(65536));
+        assert_eq!(size("2m"), Some(2 << 20));
+        assert_eq!(size("512"), Some(512));
+        for wrong in ["", "K", "1.5M", "-1", "99999999T", "1KB"] {
+            assert_eq!(size(wrong), None, "{wrong}");
+        }
+    }
+
+    #[test]
+    fn unknown_options_and_wrong_values_say_what_there_is() {
+        let mut qcow2 = Encoding::from(Format::Qcow2);
+        let error = qcow2.set("clustersize", "64K").unwrap_err().to_string();
+        assert!(error.contains("clustersize") && error.contains("cluster_size"), "{error}");
+        let error = qcow2.set("cluster_size", "3K").unwrap_err().to_string();
+        assert!(error.contains("3K") && error.contains("power of two"), "{error}");
+        let error = Encoding::Raw.set("size", "1").unwrap_err().to_string();
+        assert_eq!(error, "The raw format has no option \"size\"");
+    }
+
+    #[test]
+    fn every_documented_option_is_taken() {
+        for (format, settings) in [
+            (Format::Qcow2, &["cluster_size=2M", "compression_type=zstd", "level=19"][..]),
+            (Format::Vdi, &["static=on"]),
+            (Format::Vhd, &["subformat=fixed", "force_size=on"]),
+            (Format::Vhdx, &["subformat=dynamic", "block_size=8M"]),
+            (
+                Format::Vmdk,
+                &["subformat=streamOptimized", "adapter_type=ide", "hwversion=19", "level=12"],
+            ),
+            (Format::Ova, &["memory=4G", "cpus=4", "nic=VmxNet3", "controller=VirtualSCSI"]),
+            (
+                Format::Ova,
+                &[
+                    "system=vmx-19",
+                    "name=web",
+                    "product=a",
+                    "vendor=b",
+                    "version=1.0",
+                    "manifest=sha1",
+                ],
+            ),
+        ] {
+            let mut encoding = Encoding::from(format);
+            for setting in settings {
+                let (key, value) = setting.split_once('=').unwrap();
+                encoding.set(key, value).unwrap();
+            }
+            assert_eq!(encoding.format(), format);
+        }
+    }
+
+    #[test]
+    fn only_some_formats_compress() {
+        for format in Format::ALL {
+            let can = matches!(format, Format::Qcow2 | Format::Vmdk | Format::Ova);
+            assert_eq!(Encoding::from(format).compress().is_ok(), can, "{format}");
+        }
+    }
+}

@@ -1,0 +1,149 @@
+//! Raw images compressed as a whole: gzip, xz, bzip2, Zstandard. A disk needs random access, so
+//! they are unpacked, piece by piece, into a temporary file whose zeroes are holes and which has
+//! no name; it goes with the disk.
+//!
+//! Memory: at most what the formats' own limits below allow the file to ask for.
+
+use std::fmt;
+use std::fs::File;
+use std::io::{self, BufReader, ErrorKind, Read};
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+use kvmbake_disk::{Error, ErrorKind as DiskErrorKind};
+
+use crate::buffer::Buffer;
+use crate::chunk::{UNIT, is_zero};
+use crate::error::unsupported;
+use crate::mapped::ImageFile;
+
+/// What an xz file may ask for: enough for `xz -9`, whose dictionary is 64 MiB.
+const XZ_MEMORY: u64 = 80 << 20;
+/// The largest Zstandard window: 64 MiB, enough for `zstd -19` and most of `--long`.
+const ZSTD_WINDOW_LOG: u32 = 26;
+const BUFFER: usize = 1 << 20;
+/// More than any disk.
+const MAX_SIZE: u64 = 1 << 50;
+
+/// How a whole file is compressed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Packing {
+    Gzip,
+    Xz,
+    Bzip2,
+    Zstd,
+}
+
+impl fmt::Display for Packing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Packing::Gzip => "gzip",
+            Packing::Xz => "xz",
+            Packing::Bzip2 => "bzip2",
+            Packing::Zstd => "zstd",
+        })
+    }
+}
+
+impl Packing {
+    /// Tells it by the file's first bytes.
+    pub(crate) fn of(start: &[u8]) -> Option<Packing> {
+        match start {
+            [0x1f, 0x8b, 8, ..] => Some(Packing::Gzip),
+            [0xfd, b'7', b'z', b'X', b'Z', 0, ..] => Some(Packing::Xz),
+            [b'B', b'Z', b'h', b'1'..=b'9', 0x31, 0x41, 0x59, 0x26, 0x53, 0x59, ..]
+            | [b'B', b'Z', b'h', b'1'..=b'9', 0x17, 0x72, 0x45, 0x38, 0x50, 0x90, ..] => {
+                Some(Packing::Bzip2)
+            }
+            [0x28, 0xb5, 0x2f, 0xfd, ..] => Some(Packing::Zstd),
+            _ => None,
+        }
+    }
+
+    fn reader(self, file: Sequential) -> io::Result<Box<dyn Read>> {
+        let file = BufReader::with_capacity(BUFFER, file);
+        Ok(match self {
+            Packing::Gzip => Box::new(flate2::bufread::MultiGzDecoder::new(file)),
+            Packing::Xz => {
+                let stream = liblzma::stream::Stream::new_stream_decoder(
+                    XZ_MEMORY,
+                    liblzma::stream::CONCATENATED,
+                )?;
+                Box::new(liblzma::bufread::XzDecoder::new_stream(file, stream))
+            }
+            Packing::Bzip2 => Box::new(bzip2::bufread::MultiBzDecoder::new(file)),
+            Packing::Zstd => {
+                let mut decoder = zstd::stream::read::Decoder::with_buffer(file)?;
+                decoder.window_log_max(ZSTD_WINDOW_LOG)?;
+                Box::new(decoder)
+            }
+        })
+    }
+
+    /// Unpacks the file into a temporary one in `scratch`; messages go on naming the original.
+    pub(crate) fn unpack(self, image: &ImageFile, scratch: &Path) -> Result<ImageFile, Error> {
+        let broken = |error: io::Error| {
+            let kind = match error.kind() {
+                ErrorKind::UnexpectedEof => DiskErrorKind::Truncated,
+                ErrorKind::OutOfMemory => DiskErrorKind::Unsupported,
+                _ => DiskErrorKind::Corrupt,
+            };
+            Error::new(kind, "read")
+                .on(&image.path)
+                .because(format!("its {self} data do not unpack"))
+                .caused_by(error)
+        };
+        let unwritten = |error: io::Error| Error::io("write", error).on(scratch);
+        let file: File = tempfile::tempfile_in(scratch).map_err(unwritten)?;
+        let source = Sequential { image: image.clone(), at: 0 };
+        let mut reader = self.reader(source).map_err(broken)?;
+        let mut buffer = Buffer::new(BUFFER);
+        let mut at = 0;
+        loop {
+            let len = fill(&mut *reader, &mut buffer).map_err(broken)?;
+            for (place, unit) in (at..).step_by(UNIT).zip(buffer[..len].chunks(UNIT)) {
+                if !is_zero(unit) {
+                    file.write_all_at(unit, place).map_err(unwritten)?;
+                }
+            }
+            at += len as u64;
+            if at > MAX_SIZE {
+                return Err(unsupported(&image.path, "it unpacks to more than 1 PiB"));
+            }
+            if len < buffer.len() {
+                break;
+            }
+        }
+        file.set_len(at).map_err(unwritten)?;
+        ImageFile::of(file, &image.path)
+    }
+}
+
+/// Reads until the buffer is full or there is no more.
+fn fill(reader: &mut dyn Read, buffer: &mut [u8]) -> io::Result<usize> {
+    let mut len = 0;
+    while len < buffer.len() {
+        match reader.read(&mut buffer[len..]) {
+            Ok(0) => break,
+            Ok(count) => len += count,
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(len)
+}
+
+/// An image file read front to back.
+struct Sequential {
+    image: ImageFile,
+    at: u64,
+}
+
+impl Read for Sequential {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        let len = (self.image.len - self.at).min(buf.len() as u64) as usize;
+        self.image.read(&mut buf[..len], self.at).map_err(io::Error::other)?;
+        self.at += len as u64;
+        Ok(len)
+    }
+}
