@@ -6,10 +6,12 @@
 //!
 //! - [`profile`]: `profile.toml`, read and validated with line and column
 //! - [`build`]: base → overlay → seed → boot → steps → seal → artifacts
+//! - [`cache`]: the layers of earlier builds, found by what made them
 //! - [`report`]: all that a person sees
 //! - [`command`]: one file a subcommand
 
 pub mod build;
+pub mod cache;
 pub mod checksum;
 pub mod command;
 pub mod error;

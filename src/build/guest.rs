@@ -5,7 +5,7 @@ use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use kvmbake_disk::{Block, Counted, MemoryBlock};
+use kvmbake_disk::{Block, MemoryBlock};
 use kvmbake_net::{DialError, Forward, Lease, Nat, NatConfig, NatHandle, Resolvers};
 use kvmbake_provision::http::DirectoryServer;
 use kvmbake_provision::key::BuildKey;
@@ -13,13 +13,19 @@ use kvmbake_provision::session::{
     AttemptError, ConnectError, GaveUp, HostKey, Login, Session, connect_until,
 };
 use kvmbake_provision::step::Guest as Provisioned;
+use kvmbake_vmm::memory::SavedMemory;
 use kvmbake_vmm::virtio::block::{BlockDevice, BlockOptions};
 use kvmbake_vmm::virtio::net::NetDevice;
 use kvmbake_vmm::virtio::rng::RngDevice;
-use kvmbake_vmm::{Exit, Machine, MachineConfig};
+use kvmbake_vmm::virtio::{BalloonDevice, VirtioDevice};
+use kvmbake_vmm::{Exit, Machine, MachineState};
+use serde::{Deserialize, Serialize};
 
 use super::cancel::Cancel;
+use super::chain::Suspended;
 use super::console::{Console, Distress};
+use super::disk::GuestDisk;
+use super::fetched::Fetched;
 use super::life::{Ended, Life};
 use super::plan::{self, Plan};
 use crate::error::{Blame, Error};
@@ -46,13 +52,15 @@ pub struct Setup {
     /// What to build.
     pub plan: Arc<Plan>,
     /// The disk that the build writes.
-    pub disk: Arc<Counted<Arc<dyn Block>>>,
+    pub disk: Arc<GuestDisk>,
     /// The seed disk's bytes.
     pub seed: Option<Arc<MemoryBlock>>,
     /// The key to log in with.
     pub key: Arc<BuildKey>,
     /// The console.
     pub console: Console,
+    /// What the guest fetches from the profile's folder.
+    pub fetched: Arc<Fetched>,
     /// Where news go.
     pub report: Arc<dyn Report>,
     /// Whether to stop.
@@ -61,18 +69,18 @@ pub struct Setup {
 
 /// The guest, running.
 pub struct Guest {
-    setup: Setup,
-    life: Life,
+    pub(super) setup: Setup,
+    pub(super) life: Life,
     session: Option<Provisioned>,
     /// The host key of the first session; the later ones must show the same.
     host_key: Option<HostKey>,
     boots: u32,
-    /// What the first boot used: where from, and the command line.
-    pub kernel: Booted,
+    /// What the first boot used; unknown of a guest that was not booted here.
+    pub kernel: Option<Booted>,
 }
 
-/// The kernel of the first boot, for the manifest.
-#[derive(Debug, Clone)]
+/// The kernel of a boot, for the manifest.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Booted {
     /// Where kernel, initrd and command line came from.
     pub origin: String,
@@ -86,8 +94,21 @@ impl Guest {
     /// # Errors
     /// No kernel, no machine.
     pub async fn boot(setup: Setup) -> Result<Guest, Error> {
-        let (life, kernel) = start(&setup).await?;
+        let (life, kernel) = start(&setup, Origin::Disk).await?;
         Ok(Guest { setup, life, session: None, host_key: None, boots: 1, kernel })
+    }
+
+    /// Lets a suspended guest go on. Returns what is saved of its memory besides.
+    ///
+    /// # Errors
+    /// This host cannot run it.
+    pub async fn resume(setup: Setup, suspended: Suspended) -> Result<(Guest, SavedMemory), Error> {
+        let Suspended { state, memory } = suspended;
+        let mut memory = Some(memory);
+        let (life, kernel) = start(&setup, Origin::Memory(Box::new(state), &mut memory)).await?;
+        let guest = Guest { setup, life, session: None, host_key: None, boots: 1, kernel };
+        let lost = || Error::new(Blame::Internal, "The saved memory is gone");
+        Ok((guest, memory.ok_or_else(lost)?))
     }
 
     /// Waits until the guest takes commands, however often it reboots on the way there.
@@ -152,10 +173,11 @@ impl Guest {
         if self.boots > MAXIMUM_BOOTS {
             return Err(self.failed(format!("The guest reset itself {MAXIMUM_BOOTS} times")));
         }
-        let (life, kernel) = start(&self.setup).await?;
+        let (life, kernel) = start(&self.setup, Origin::Disk).await?;
+        let origin = kernel.map_or_else(String::new, |kernel| kernel.origin);
         self.setup.report.event(Event::Note {
             stage: Stage::Boot,
-            text: &format!("the guest rebooted; {}", kernel.origin),
+            text: &format!("the guest rebooted; {origin}"),
         });
         self.life = life;
         Ok(())
@@ -262,58 +284,99 @@ fn lower_first(text: &str) -> String {
     chars.next().map_or_else(String::new, |first| first.to_lowercase().chain(chars).collect())
 }
 
-/// Starts the machine on the disk as it is now.
-async fn start(setup: &Setup) -> Result<(Life, Booted), Error> {
-    // Reading and unpacking a kernel takes a while, and Ctrl-C is to be heard meanwhile.
+/// Where a machine comes from.
+enum Origin<'m> {
+    /// The kernel on the disk as it is now.
+    Disk,
+    /// A machine that was saved, and its memory, which is lent for as long as starting takes.
+    Memory(Box<MachineState>, &'m mut Option<SavedMemory>),
+}
+
+/// Starts the machine. Says which kernel was booted, if one was.
+async fn start(setup: &Setup, origin: Origin<'_>) -> Result<(Life, Option<Booted>), Error> {
     let plan = Arc::clone(&setup.plan);
-    let disk: Arc<dyn Block> = Arc::clone(&setup.disk) as Arc<dyn Block>;
-    let loading = tokio::task::spawn_blocking(move || {
-        let kernel = plan::discover(disk, &plan.boot, &plan.profile.image.source.value)?;
-        let booted = Booted { origin: kernel.origin.clone(), cmdline: kernel.cmdline.clone() };
-        let machine = &plan.profile.machine;
-        let mut machine =
-            Machine::new(&MachineConfig { cpus: machine.cpus, memory: machine.memory })
-                .map_err(|error| no_machine(&error))?;
-        machine.load(&kernel).map_err(|error| no_machine(&error))?;
-        Ok::<_, Error>((machine, booted))
-    });
-    let (mut machine, booted) = tokio::select! {
-        () = setup.cancel.wait() => return Err(Error::interrupted()),
-        loaded = loading => loaded
-            .map_err(|error| Error::new(Blame::Internal, "Loading the kernel died").because(&error))??,
+    let disk = setup.disk.block();
+    // Reading and unpacking a kernel or a memory takes a while, and Ctrl-C is to be heard meanwhile.
+    let (mut machine, booted, state) = match origin {
+        Origin::Disk => {
+            let (machine, booted) = setup.loading(move || boot(&plan, disk)).await?;
+            (machine, Some(booted), None)
+        }
+        Origin::Memory(state, memory) => {
+            let lent = memory.take();
+            let (machine, lent) = setup.loading(move || fill(&plan, lent)).await?;
+            *memory = lent;
+            (machine, None, Some(state))
+        }
     };
     let (nat, handle) = Nat::new(network(setup)?)
         .map_err(|error| Error::input("Cannot set up the guest's network").because(&error))?;
     machine.set_console(setup.console.writer());
-    let mut devices: Vec<Box<dyn kvmbake_vmm::virtio::VirtioDevice>> = Vec::new();
-    let queues = u16::from(setup.plan.profile.machine.cpus.min(MAXIMUM_DISK_QUEUES));
-    let disk = Arc::clone(&setup.disk) as Arc<dyn Block>;
-    devices.push(Box::new(BlockDevice::new(
-        disk,
-        BlockOptions {
-            serial: "kvmbake-root".into(),
-            queues,
-            read_only: false,
-            ..Default::default()
-        },
-    )));
-    if let Some(seed) = &setup.seed {
-        let seed = Arc::clone(seed) as Arc<dyn Block>;
-        let options = BlockOptions {
-            serial: "kvmbake-seed".into(),
-            queues: 1,
-            read_only: true,
-            ..Default::default()
-        };
-        devices.push(Box::new(BlockDevice::new(seed, options)));
-    }
-    devices.push(Box::new(NetDevice::new(Box::new(nat))));
-    devices.push(Box::new(RngDevice::new()));
-    for device in devices {
+    for device in devices(setup, nat) {
         machine.add_virtio(device).map_err(|error| no_machine(&error))?;
+    }
+    if let Some(state) = state {
+        machine.restore(&state).map_err(|error| no_machine(&error))?;
     }
     let running = machine.start().map_err(|error| no_machine(&error))?;
     Ok((Life::new(running, handle), booted))
+}
+
+impl Setup {
+    /// Runs `work` on a thread of its own, until it is done or the user stops the build.
+    async fn loading<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> Result<T, Error> + Send + 'static,
+    ) -> Result<T, Error> {
+        tokio::select! {
+            () = self.cancel.wait() => Err(Error::interrupted()),
+            loaded = tokio::task::spawn_blocking(work) => loaded.map_err(|error| {
+                Error::new(Blame::Internal, "Loading the machine died").because(&error)
+            })?,
+        }
+    }
+}
+
+/// Makes a machine with the kernel on `disk` loaded.
+fn boot(plan: &Plan, disk: Arc<dyn Block>) -> Result<(Machine, Booted), Error> {
+    let kernel = plan::discover(disk, &plan.boot, &plan.profile.image.source.value)?;
+    let booted = Booted { origin: kernel.origin.clone(), cmdline: kernel.cmdline.clone() };
+    let mut machine = Machine::new(&plan.machine()).map_err(|error| no_machine(&error))?;
+    machine.load(&kernel).map_err(|error| no_machine(&error))?;
+    Ok((machine, booted))
+}
+
+/// Makes a machine with the memory that was saved.
+fn fill(plan: &Plan, saved: Option<SavedMemory>) -> Result<(Machine, Option<SavedMemory>), Error> {
+    let failed = |error: &dyn std::error::Error| {
+        let mut failed = Error::input("Cannot restore the guest's memory");
+        failed.causes.push(error.to_string());
+        failed
+    };
+    let saved =
+        saved.ok_or_else(|| Error::new(Blame::Internal, "There is no memory to restore"))?;
+    let memory = saved.map().map_err(|error| failed(&error))?;
+    let machine =
+        Machine::with_memory(&plan.machine(), memory).map_err(|error| no_machine(&error))?;
+    Ok((machine, Some(saved)))
+}
+
+/// The machine's virtio devices. Their order is part of what a saved machine expects.
+fn devices(setup: &Setup, nat: Nat) -> Vec<Box<dyn VirtioDevice>> {
+    let block = |block: Arc<dyn Block>, serial: &str, queues: u16, read_only: bool| {
+        let serial = serial.into();
+        BlockDevice::new(block, BlockOptions { serial, queues, read_only, ..Default::default() })
+    };
+    let queues = u16::from(setup.plan.profile.machine.cpus.min(MAXIMUM_DISK_QUEUES));
+    let mut devices: Vec<Box<dyn VirtioDevice>> =
+        vec![Box::new(block(setup.disk.block(), "kvmbake-root", queues, false))];
+    if let Some(seed) = &setup.seed {
+        devices.push(Box::new(block(Arc::clone(seed) as _, "kvmbake-seed", 1, true)));
+    }
+    devices.push(Box::new(NetDevice::new(Box::new(nat))));
+    devices.push(Box::new(RngDevice::new()));
+    devices.push(Box::new(BalloonDevice::new()));
+    devices
 }
 
 /// Queues beyond this only cost threads.
@@ -335,7 +398,9 @@ fn network(setup: &Setup) -> Result<NatConfig, Error> {
             Error::input(format!("Cannot serve {}", folder.value.display())).because(&error)
         })?;
         let report = Arc::clone(&setup.report);
+        let fetched = Arc::clone(&setup.fetched);
         let server = server.with_watcher(move |served| {
+            fetched.add(&served.target);
             let text = format!(
                 "{} {} {}, {}",
                 served.method,

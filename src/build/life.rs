@@ -51,6 +51,11 @@ impl Life {
         Life { machine, nat, exit, waiter: Some(waiter) }
     }
 
+    /// Returns a handle to the machine.
+    pub fn machine(&self) -> Handle {
+        self.machine.clone()
+    }
+
     /// Presses the machine's power button.
     pub fn press_power_button(&self) {
         self.machine.power_button();

@@ -5,7 +5,7 @@ use std::fs::File;
 use std::io::{self, Write};
 use std::path::Path;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// The manifest's own version; raised when a field changes its meaning or goes.
 const VERSION: u32 = 1;
@@ -71,7 +71,7 @@ pub struct Machine {
 }
 
 /// A step that ran.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Step {
     /// Its title.
     pub title: String,
@@ -81,6 +81,9 @@ pub struct Step {
     pub exit_code: Option<i32>,
     /// Whether the guest rebooted.
     pub rebooted: bool,
+    /// Whether an earlier build ran it, and this one took its layer from the cache.
+    #[serde(default)]
+    pub cached: bool,
 }
 
 /// The virtual disk.
@@ -93,7 +96,7 @@ pub struct Disk {
 }
 
 /// One image.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Artifact {
     /// File name.
     pub file: String,

@@ -1,229 +1,354 @@
-//! The pipeline: base → overlay → seed → boot → steps → seal → artifacts.
+//! The pipeline: base → layers (boot, steps, sealed disk) → artifacts.
 //!
-//! One build works in a folder of its own ([`workspace`]), writes only an overlay, and publishes
-//! the finished folder by one rename. Whatever ends it early leaves nothing behind.
+//! What the cache holds of the layers is taken from there ([`outlook`]), the rest is made in the
+//! guest ([`bake`]). One build works in a folder of its own ([`workspace`]), writes only overlays,
+//! and publishes the finished folder by one rename. Whatever ends it early leaves nothing behind but
+//! whole layers.
 
+mod bake;
 pub mod cancel;
+mod capture;
+mod chain;
 mod console;
+mod disk;
 pub mod export;
+mod fetched;
 mod guest;
+mod images;
+mod inputs;
+mod layers;
 mod life;
 mod manifest;
+mod outlook;
 pub mod plan;
+mod position;
+mod recipe;
+mod reuse;
 mod seal;
 mod stage;
 mod step;
+mod terminal;
 mod workspace;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
-use kvmbake_convert::Target;
-use kvmbake_disk::{Block, Counted, MemoryBlock, Volatile};
+use kvmbake_disk::MemoryBlock;
 use kvmbake_provision::key::BuildKey;
 use kvmbake_provision::seed::NoCloud;
 use tokio::task::JoinHandle;
 
 pub use cancel::Cancel;
+pub use guest::Guest;
+pub use inputs::Inputs;
+pub use outlook::{Entry, Outlook};
 pub use plan::Plan;
+pub use position::Position;
 
+use crate::cache::{Cache, CacheError, LayerId, Scratch};
 use crate::checksum::{self, Algorithm, Checksum};
 use crate::error::{Blame, Error};
 use crate::profile::units::Size;
 use crate::report::{Event, Report, Stage};
+use bake::Bake;
 use console::Console;
-use guest::{Guest, Setup};
-use manifest::Manifest;
+use layers::Layers;
 use stage::Stages;
 use workspace::Workspace;
 
-const OVERLAY: &str = "overlay.qcow2";
 const SERIAL_LOG: &str = "serial.log";
 
-/// Builds what `plan` says into a new folder below `output`, and returns that folder.
-///
-/// # Errors
-/// Whatever ended the build; nothing of it is left then.
-pub async fn run(
-    plan: Arc<Plan>,
-    output: &Path,
-    report: Arc<dyn Report>,
-    cancel: Cancel,
-) -> Result<PathBuf, Error> {
-    let begun = Instant::now();
-    clean(output, report.as_ref())?;
-    let now = SystemTime::now();
-    let workspace =
-        Workspace::create(output, &plan.profile.image.name, now).map_err(|(path, error)| {
-            Error::input(format!("Cannot create {}", path.display())).because(&error)
-        })?;
-    let build =
-        Build { plan, workspace: &workspace, report: Arc::clone(&report), cancel, begun, now };
-    let manifest = build.run().await?;
-    let failed = |error: std::io::Error| {
-        Error::input(format!("Cannot finish the build in {}", output.display())).because(&error)
-    };
-    manifest.write(&workspace.path("")).map_err(failed)?;
-    let folder = workspace.publish().map_err(failed)?;
-    let artifacts: Vec<String> = manifest.artifacts.iter().map(describe).collect();
-    report.event(Event::Done {
-        folder: &folder.display().to_string(),
-        artifacts: &artifacts,
-        took: begun.elapsed(),
-    });
-    Ok(folder)
-}
-
-fn describe(artifact: &manifest::Artifact) -> String {
-    let (size, allocated) = (Size(artifact.size), Size(artifact.allocated));
-    format!("{}  {size}, {allocated} on disk", artifact.file)
-}
-
-fn clean(output: &Path, report: &dyn Report) -> Result<(), Error> {
-    let removed = workspace::remove_leftovers(output).map_err(|(path, error)| {
-        Error::input(format!("Cannot remove what a dead build left at {}", path.display()))
-            .because(&error)
-    })?;
-    for folder in removed {
-        let text = format!("removed {}, which a dead build left", folder.display());
-        report.event(Event::Note { stage: Stage::Clean, text: &text });
-    }
-    Ok(())
+/// What a person may ask of a build.
+#[derive(Debug, Clone, Default)]
+pub struct Options {
+    /// Neither take layers from the cache nor keep any.
+    pub no_cache: bool,
+    /// From here on, make everything anew.
+    pub from: Option<Position>,
+    /// Write a new folder even when a finished one holds the same images.
+    pub force: bool,
 }
 
 /// One build under way.
-struct Build<'w> {
+pub struct Build {
     plan: Arc<Plan>,
-    workspace: &'w Workspace,
+    layers: Option<Layers>,
+    key: Arc<BuildKey>,
+    force: bool,
     report: Arc<dyn Report>,
     cancel: Cancel,
     begun: Instant,
     now: SystemTime,
 }
 
-impl Build<'_> {
-    async fn run(&self) -> Result<Manifest, Error> {
-        let stages = Stages::new(self.report.as_ref());
-        let base = self.plan.profile.image.source.value.display().to_string();
-        let (disk, digest) = stages.run(Stage::Base, &base, self.base()).await?;
-        let key = Arc::new(self.key()?);
-        let setup = self.setup(&disk, Arc::clone(&key))?;
-        let mut guest = stages
-            .run(Stage::Boot, "reading the kernel from the image", async {
-                let guest = Guest::boot(setup).await?;
-                let origin = guest.kernel.origin.clone();
-                Ok((guest, origin))
-            })
-            .await?;
-        stages
-            .run(Stage::Ssh, "waiting for the guest", async {
-                let server = guest.connect().await?.server().to_string();
-                Ok(((), format!("{}@guest, {server}", self.plan.profile.ssh.user)))
-            })
-            .await?;
-        step::wait_for_cloud_init(&mut guest, &stages, self.plan.profile.ssh.timeout).await?;
-        let mut steps = Vec::new();
-        for (index, step) in self.plan.profile.steps.iter().enumerate() {
-            steps.push(
-                step::run(&mut guest, &stages, index + 1, step, Arc::clone(&self.report)).await?,
-            );
-        }
-        let kernel = guest.kernel.clone();
-        stages
-            .run(Stage::Seal, "removing the build's key", seal::seal(guest, self.removable(&key)))
-            .await?;
-        let export = stages.run(Stage::Export, "", self.export(disk)).await?;
-        let digest = self.digest(digest).await?;
-        self.manifest(&kernel, digest, steps, &export)
-    }
-
-    /// Checks the base and lays the overlay on it. The base's digest, which only the manifest
-    /// needs, is computed beside the rest of the build.
-    async fn base(&self) -> Result<((Arc<Counted<Arc<dyn Block>>>, Digest), String), Error> {
-        let plan = Arc::clone(&self.plan);
-        let cancel = self.cancel.clone();
-        let verified =
-            tokio::task::spawn_blocking(move || plan.verify_checksum_until(cancel.flag()));
-        verified.await.map_err(died)??;
-        let digest = match &self.plan.profile.image.checksum {
-            Some(checksum) => Digest::Known(checksum.value.clone()),
-            None => Digest::Pending(self.spawn_digest()),
+impl Build {
+    /// Gets ready to build `plan`: opens the cache, and the key that goes with it.
+    ///
+    /// # Errors
+    /// The cache cannot be used.
+    pub fn new(
+        plan: Arc<Plan>,
+        options: &Options,
+        report: Arc<dyn Report>,
+        cancel: Cancel,
+    ) -> Result<Build, Error> {
+        let cached = plan.profile.cache.enabled && !options.no_cache;
+        let cache = match cached {
+            true => Some(Cache::open_default().map_err(|error| layers::failed(&error))?),
+            false => None,
         };
-        let path = self.workspace.path(OVERLAY);
-        let overlay = kvmbake_disk::create_overlay(
-            &path,
-            Arc::clone(&self.plan.base),
-            self.plan.virtual_size,
-        )
-        .map_err(|error| Error::input("Cannot create the build's overlay").because(&error))?;
-        // What a guest flushes need not outlive this process: a dead build's overlay is thrown away,
-        // and the images are made durable on their own.
-        let overlay = Arc::new(Volatile(overlay)) as Arc<dyn Block>;
-        let detail = format!("{}, {}", self.plan.base_format, Size(self.plan.virtual_size));
-        Ok(((Arc::new(Counted::new(overlay)), digest), detail))
+        let key = Arc::new(key(&plan, cache.as_ref())?);
+        let public_key = plan.private_key.is_none().then(|| key.public_openssh());
+        let layers = cache
+            .map(|cache| {
+                Layers::new(cache, Arc::clone(&plan), public_key, options.from, cancel.clone())
+            })
+            .transpose()?;
+        let (begun, now, force) = (Instant::now(), SystemTime::now(), options.force);
+        Ok(Build { plan, layers, key, force, report, cancel, begun, now })
     }
 
-    fn spawn_digest(&self) -> JoinHandle<std::io::Result<Option<Checksum>>> {
+    /// Says what a build up to `goal` would do.
+    ///
+    /// # Errors
+    /// A file of the profile cannot be read, or the cache cannot.
+    pub async fn outlook(&self, goal: Position) -> Result<Outlook, Error> {
+        Outlook::of(&self.plan.profile, self.layers.as_ref(), goal).await
+    }
+
+    /// Builds the images into a new folder below `output`, and returns that folder; or returns the
+    /// folder of a finished build that holds the same.
+    ///
+    /// # Errors
+    /// Whatever ended the build; nothing of it is left then but layers.
+    pub async fn images(&self, output: &Path) -> Result<PathBuf, Error> {
+        clean(output, self.report.as_ref())?;
+        let digest = self.base().await?;
+        let outlook = self.told_outlook(Position::Sealed).await?;
+        if let Some(folder) = self.unchanged(&outlook, output) {
+            return Ok(folder);
+        }
+        let place = self.place(Some(output))?;
+        let mut reached = self.bake(&place)?.run(&outlook).await?;
+        let sealed = reached.layer;
+        let disk = Arc::clone(&reached.chain.disk);
+        let stages = Stages::new(self.report.as_ref());
+        let images =
+            stages.run(Stage::Export, "", self.write_images(disk, sealed, &place.workspace));
+        let (images, ()) = tokio::join!(images, self.tidy());
+        let images = images?;
+        let digest = self.digest(digest).await?;
+        let manifest = self.manifest(&reached.chain, digest, images);
+        let lost = reached.settle().await;
+        if let Some(layers) = &self.layers {
+            self.remember_run(layers, &outlook, &reached.kept);
+        }
+        let failed = |error: std::io::Error| {
+            Error::input(format!("Cannot finish the build in {}", output.display())).because(&error)
+        };
+        let workspace = place.into_workspace().map_err(failed)?;
+        manifest.write(&workspace.path("")).map_err(failed)?;
+        let folder = workspace.publish().map_err(failed)?;
+        match (lost, sealed) {
+            (Some(error), _) => self.note(&format!("the sealed disk is not kept: {error}")),
+            (None, Some(sealed)) => self.remember(sealed, &folder, &manifest),
+            (None, None) => {}
+        }
+        self.done(&folder, &manifest.artifacts);
+        Ok(folder)
+    }
+
+    /// Goes as far as `goal`, and leaves its layer in the cache.
+    ///
+    /// # Errors
+    /// Whatever ended the build, or kept the layer from the cache.
+    pub async fn until(&self, goal: Position) -> Result<(), Error> {
+        let (outlook, place) = self.ahead(goal).await?;
+        let mut reached = self.bake(&place)?.run(&outlook).await?;
+        reached.guest = None;
+        let lost = reached.settle().await;
+        if let Some(layers) = &self.layers {
+            self.remember_run(layers, &outlook, &reached.kept);
+        }
+        self.tidy().await;
+        let text = match (lost, reached.layer) {
+            (Some(error), _) => return Err(layers::failed(&error)),
+            (None, Some(layer)) => format!("{goal} is in the cache  (layer {})", layer.short()),
+            (None, None) => format!("{goal} was reached, and is not kept"),
+        };
+        self.note(&text);
+        Ok(())
+    }
+
+    /// Gives a running guest as it is after `goal`, whose writes are thrown away with it. The place
+    /// must live as long as the guest.
+    ///
+    /// # Errors
+    /// Whatever ended the build.
+    pub async fn guest_at(&self, goal: Position) -> Result<(Guest, Place), Error> {
+        let (outlook, place) = self.ahead(goal).await?;
+        let bake = self.bake(&place)?;
+        let mut reached = bake.run(&outlook).await?;
+        if let Some(error) = reached.settle().await {
+            self.note(&format!("{goal} is not kept: {error}"));
+        }
+        let guest = bake.guest_of(reached).await?;
+        Ok((guest, place))
+    }
+
+    /// Brings the cache within its limit.
+    async fn tidy(&self) {
+        let Some(layers) = &self.layers else { return };
+        match layers.tidy().await {
+            Ok(collected) if !collected.removed.is_empty() => {
+                let (count, freed) =
+                    (collected.removed.len(), collected.before.saturating_sub(collected.after));
+                self.note(&format!("{count} old layers removed, {}", Size(freed)));
+            }
+            Ok(_) => {}
+            Err(error) if error.blame == Blame::Interrupted => {}
+            Err(error) => self.note(&format!("old layers stay: {}", error.causes.join(": "))),
+        }
+    }
+
+    /// Gets ready for a build without images.
+    async fn ahead(&self, goal: Position) -> Result<(Outlook, Place), Error> {
+        self.base().await?;
+        let outlook = self.told_outlook(goal).await?;
+        Ok((outlook, self.place(None)?))
+    }
+
+    /// Looks ahead and tells what was seen; the profile's recipes of today are what the next run's
+    /// changes are told against.
+    async fn told_outlook(&self, goal: Position) -> Result<Outlook, Error> {
+        let outlook = self.outlook(goal).await?;
+        let Some(layers) = &self.layers else { return Ok(outlook) };
+        for gone in &outlook.discarded {
+            self.note(&format!("thrown away: {gone}"));
+        }
+        for entry in &outlook.entries {
+            self.report.event(Event::Planned {
+                action: entry.action(),
+                position: &entry.position.to_string(),
+                title: &entry.title,
+                remark: &entry.remark(),
+            });
+        }
+        self.remember_run(layers, &outlook, &[]);
+        Ok(outlook)
+    }
+
+    fn remember_run(&self, layers: &Layers, outlook: &Outlook, kept: &[(Position, LayerId)]) {
+        let run = outlook.traced(kept, layers.last_run());
+        if let Err(error) = layers.remember_run(&run) {
+            self.note(&format!("the next run will not know what changed since this one: {error}"));
+        }
+    }
+
+    /// Makes the folders of a build: one below `output` for what it leaves, one for overlays.
+    fn place(&self, output: Option<&Path>) -> Result<Place, Error> {
+        let scratch = match &self.layers {
+            Some(layers) => Some(layers.cache().scratch().map_err(|error| layers::failed(&error))?),
+            None => None,
+        };
+        let beside =
+            scratch.as_ref().map_or_else(std::env::temp_dir, |scratch| scratch.folder().into());
+        let output = output.unwrap_or(&beside);
+        let name = &self.plan.profile.image.name;
+        let workspace = Workspace::create(output, name, self.now).map_err(|(path, error)| {
+            Error::input(format!("Cannot create {}", path.display())).because(&error)
+        })?;
+        let overlays = match &scratch {
+            Some(scratch) => scratch.folder().to_path_buf(),
+            None => {
+                let folder = workspace.path(OVERLAYS);
+                std::fs::create_dir(&folder).map_err(|error| {
+                    Error::input(format!("Cannot create {}", folder.display())).because(&error)
+                })?;
+                folder
+            }
+        };
+        Ok(Place { workspace, overlays, _scratch: scratch })
+    }
+
+    fn bake<'p>(&self, place: &'p Place) -> Result<Bake<'p>, Error> {
+        let path = place.workspace.path(SERIAL_LOG);
+        let console = Console::create(&path).map_err(|error| {
+            Error::input(format!("Cannot create {}", path.display())).because(&error)
+        })?;
+        Ok(Bake {
+            plan: Arc::clone(&self.plan),
+            layers: self.layers.clone(),
+            scratch: &place.overlays,
+            console,
+            key: Arc::clone(&self.key),
+            seed: self.seed()?,
+            report: Arc::clone(&self.report),
+            cancel: self.cancel.clone(),
+        })
+    }
+
+    /// Checks the base. Without a cache only the manifest needs its digest, which is computed beside
+    /// the build then.
+    async fn base(&self) -> Result<Digest, Error> {
+        let source = &self.plan.profile.image.source.value;
+        let checked = async {
+            let digest = match &self.plan.profile.image.checksum {
+                Some(expected) => {
+                    let found = self.spawn_checksum(expected.value.algorithm);
+                    let found = await_checksum(found, source).await?;
+                    self.plan.compare_checksum(&found)?;
+                    Digest::Known(found)
+                }
+                // With a cache the first layer's recipe needs it, and this one would come too late.
+                None if self.layers.is_some() => {
+                    let found = self.spawn_checksum(Algorithm::Sha256);
+                    Digest::Known(await_checksum(found, source).await?)
+                }
+                None => Digest::Pending(self.spawn_checksum(Algorithm::Sha256)),
+            };
+            let size = Size(self.plan.virtual_size);
+            Ok((digest, format!("{}, {size}", self.plan.base_format)))
+        };
+        let stages = Stages::new(self.report.as_ref());
+        stages.run(Stage::Base, &source.display().to_string(), checked).await
+    }
+
+    fn spawn_checksum(&self, algorithm: Algorithm) -> PendingChecksum {
         let path = self.plan.profile.image.source.value.clone();
         let cancel = self.cancel.clone();
-        tokio::task::spawn_blocking(move || {
-            checksum::of_file(&path, Algorithm::Sha256, cancel.flag())
+        let cache = self.layers.as_ref().map(|layers| layers.cache().clone());
+        tokio::task::spawn_blocking(move || match cache {
+            Some(cache) => match cache.file_checksum(&path, algorithm, cancel.flag()) {
+                Ok(checksum) => Ok(Some(checksum)),
+                Err(CacheError::Cancelled) => Ok(None),
+                Err(error) => Err(std::io::Error::other(error)),
+            },
+            None => checksum::of_file(&path, algorithm, cancel.flag()),
         })
     }
 
     async fn digest(&self, digest: Digest) -> Result<Checksum, Error> {
         match digest {
             Digest::Known(checksum) => Ok(checksum),
-            Digest::Pending(task) => task
-                .await
-                .map_err(died)?
-                .map_err(|error| Error::input("Cannot read the base image").because(&error))?
-                .ok_or_else(Error::interrupted),
+            Digest::Pending(task) => {
+                await_checksum(task, &self.plan.profile.image.source.value).await
+            }
         }
     }
 
-    /// The key that the build brought into the guest; one that the profile names was there, or was
-    /// put there by the profile's own means, and stays.
-    fn removable<'k>(&self, key: &'k BuildKey) -> Option<&'k BuildKey> {
-        self.plan.private_key.is_none().then_some(key)
-    }
-
-    fn key(&self) -> Result<BuildKey, Error> {
-        if let Some(key) = &self.plan.private_key {
-            return Ok(key.clone());
-        }
-        BuildKey::generate(&self.plan.profile.image.name)
-            .map_err(|error| Error::new(Blame::Internal, "Cannot make a key").because(&error))
-    }
-
-    fn setup(
-        &self,
-        disk: &Arc<Counted<Arc<dyn Block>>>,
-        key: Arc<BuildKey>,
-    ) -> Result<Setup, Error> {
-        let path = self.workspace.path(SERIAL_LOG);
-        let console = Console::create(&path).map_err(|error| {
-            Error::input(format!("Cannot create {}", path.display())).because(&error)
-        })?;
-        Ok(Setup {
-            plan: Arc::clone(&self.plan),
-            disk: Arc::clone(disk),
-            seed: self.seed(&key)?,
-            key,
-            console,
-            report: Arc::clone(&self.report),
-            cancel: self.cancel.clone(),
-        })
-    }
-
-    /// The seed disk. Its instance id follows from the key, so that cloud-init sees a new instance
-    /// in each build and the same one after a reboot within it.
-    fn seed(&self, key: &BuildKey) -> Result<Option<Arc<MemoryBlock>>, Error> {
+    /// The seed disk. Its instance id follows from the booted guest's recipe, or from the key where
+    /// there is none: cloud-init sees a new instance in each build of another base, also when that is
+    /// an image built here with the same key, and the same one after a reboot within a build.
+    fn seed(&self) -> Result<Option<Arc<MemoryBlock>>, Error> {
         let Some(seed) = &self.plan.profile.seed else { return Ok(None) };
-        let public_key = key.public_openssh();
-        let digest = checksum::of_bytes(public_key.as_bytes()).to_string();
-        let id: String = digest.chars().skip("sha256:".len()).take(16).collect();
+        let public_key = self.key.public_openssh();
+        let identity = match &self.layers {
+            Some(layers) => layers.recipe(Position::Boot)?.key(None).to_string(),
+            None => checksum::of_bytes(public_key.as_bytes()).to_string(),
+        };
+        let id: String = identity.trim_start_matches("sha256:").chars().take(16).collect();
         let seed = NoCloud {
             instance_id: format!("kvmbake-{id}"),
             hostname: seed.hostname.clone(),
@@ -238,90 +363,68 @@ impl Build<'_> {
         Ok(Some(Arc::new(MemoryBlock::read_only(image))))
     }
 
-    /// Writes the images and removes the overlay.
-    async fn export(
-        &self,
-        disk: Arc<Counted<Arc<dyn Block>>>,
-    ) -> Result<(kvmbake_convert::Export, String), Error> {
-        let targets: Vec<Target> = self
-            .plan
-            .profile
-            .outputs
-            .iter()
-            .map(|output| Target::new(output.format, self.workspace.path(&output.file)))
-            .collect();
-        let (report, cancel) = (Arc::clone(&self.report), self.cancel.clone());
-        let export = export::export(disk, targets, report, cancel).await?;
-        std::fs::remove_file(self.workspace.path(OVERLAY))
-            .map_err(|error| Error::input("Cannot remove the build's overlay").because(&error))?;
-        let detail = format!("{} images, each read back and compared", export.artifacts.len());
-        Ok((export, detail))
-    }
-
-    fn manifest(
-        &self,
-        kernel: &guest::Booted,
-        digest: Checksum,
-        steps: Vec<manifest::Step>,
-        export: &kvmbake_convert::Export,
-    ) -> Result<Manifest, Error> {
-        let profile = &self.plan.profile;
-        let digest_of_disk = export.disk_digest.as_ref().map(ToString::to_string);
-        let artifacts = export.artifacts.iter().map(described).collect::<Result<_, _>>()?;
-        Ok(Manifest {
-            manifest_version: Manifest::version(),
-            kvmbake_version: env!("CARGO_PKG_VERSION"),
-            name: profile.image.name.clone(),
-            started: workspace::rfc3339(self.now),
-            seconds: stage::seconds(self.begun.elapsed()),
-            source: manifest::Source {
-                file: export::file_name(&profile.image.source.value),
-                format: self.plan.base_format.to_string(),
-                digest: digest.to_string(),
-            },
-            profile: manifest::Profile {
-                file: export::file_name(profile.source.path()),
-                digest: checksum::of_bytes(profile.source.text().as_bytes()).to_string(),
-            },
-            machine: manifest::Machine {
-                cpus: profile.machine.cpus,
-                memory: profile.machine.memory,
-                boot: kernel.origin.clone(),
-                cmdline: kernel.cmdline.clone(),
-            },
-            steps,
-            disk: manifest::Disk {
-                virtual_size: self.plan.virtual_size,
-                digest: taken(digest_of_disk.as_ref())?,
-            },
-            artifacts,
-        })
+    fn note(&self, text: &str) {
+        self.report.event(Event::Note { stage: Stage::Cache, text });
     }
 }
 
-fn described(artifact: &kvmbake_convert::Artifact) -> Result<manifest::Artifact, Error> {
-    Ok(manifest::Artifact {
-        file: export::file_name(&artifact.path),
-        format: artifact.format.to_string(),
-        virtual_size: artifact.virtual_size,
-        size: artifact.file_size,
-        allocated: artifact.allocated,
-        sha512: taken(artifact.sha512.as_ref())?,
-        md5: taken(artifact.md5.as_ref())?,
-    })
+/// The folders of one build; removed when dropped.
+pub struct Place {
+    workspace: Workspace,
+    overlays: PathBuf,
+    _scratch: Option<Scratch>,
 }
 
-/// A digest that the export was asked for.
-fn taken(digest: Option<&String>) -> Result<String, Error> {
-    digest.cloned().ok_or_else(|| Error::new(Blame::Internal, "The export took no digest"))
+/// Where a build without a cache keeps its overlays.
+const OVERLAYS: &str = "overlays";
+
+impl Place {
+    /// Gives up the overlays and returns the rest.
+    fn into_workspace(self) -> Result<Workspace, std::io::Error> {
+        if self.overlays.starts_with(self.workspace.path("")) {
+            std::fs::remove_dir_all(&self.overlays)?;
+        }
+        Ok(self.workspace)
+    }
+}
+
+/// The key that opens the guest: the profile's, the cache's, or one for this build alone.
+fn key(plan: &Plan, cache: Option<&Cache>) -> Result<BuildKey, Error> {
+    if let Some(key) = &plan.private_key {
+        return Ok(key.clone());
+    }
+    match cache {
+        Some(cache) => cache.ssh_key().map_err(|error| layers::failed(&error)),
+        None => BuildKey::generate(&plan.profile.image.name)
+            .map_err(|error| Error::new(Blame::Internal, "Cannot make a key").because(&error)),
+    }
+}
+
+fn clean(output: &Path, report: &dyn Report) -> Result<(), Error> {
+    let removed = workspace::remove_leftovers(output).map_err(|(path, error)| {
+        Error::input(format!("Cannot remove what a dead build left at {}", path.display()))
+            .because(&error)
+    })?;
+    for folder in removed {
+        let text = format!("removed {}, which a dead build left", folder.display());
+        report.event(Event::Note { stage: Stage::Clean, text: &text });
+    }
+    Ok(())
+}
+
+/// A checksum being computed; `None` when the user stopped it.
+type PendingChecksum = JoinHandle<std::io::Result<Option<Checksum>>>;
+
+async fn await_checksum(pending: PendingChecksum, path: &Path) -> Result<Checksum, Error> {
+    pending
+        .await
+        .map_err(|error| Error::new(Blame::Internal, "A worker died").because(&error))?
+        .map_err(|error| Error::input(format!("Cannot read {}", path.display())).because(&error))?
+        .ok_or_else(Error::interrupted)
 }
 
 /// The base's digest, known or on its way.
 enum Digest {
     Known(Checksum),
-    Pending(JoinHandle<std::io::Result<Option<Checksum>>>),
-}
-
-fn died(error: tokio::task::JoinError) -> Error {
-    Error::new(Blame::Internal, "A worker died").because(&error)
+    Pending(PendingChecksum),
 }

@@ -10,10 +10,11 @@ use std::sync::atomic::AtomicBool;
 use kvmbake_disk::{Block, Format, OpenOptions};
 use kvmbake_provision::key::BuildKey;
 use kvmbake_provision::step::{CheckContext, Step};
+use kvmbake_vmm::MachineConfig;
 use kvmbake_vmm::boot::{self, BootOverrides, FileSource, Kernel};
 
 use super::step::shell_step;
-use crate::checksum;
+use crate::checksum::{self, Checksum};
 use crate::error::Error;
 use crate::profile::units::Size;
 use crate::profile::{Fault, Named, Profile, Run, Source, Text};
@@ -85,34 +86,56 @@ impl Plan {
         })
     }
 
+    /// Returns the size of the machine.
+    pub fn machine(&self) -> MachineConfig {
+        let machine = &self.profile.machine;
+        MachineConfig { cpus: machine.cpus, memory: machine.memory }
+    }
+
+    /// Returns the paths of the base and of all files that it is read through.
+    ///
+    /// # Errors
+    /// They changed since the plan was made.
+    pub fn base_files(&self) -> Result<Vec<PathBuf>, Error> {
+        let image = &self.profile.image;
+        let options = OpenOptions {
+            format: Some(self.base_format),
+            writable: false,
+            allow_backing: image.allow_backing.clone(),
+        };
+        kvmbake_disk::files(&image.source.value, &options)
+            .map_err(|error| Error::input("Cannot read the base image").because(&error))
+    }
+
     /// Compares the base with the profile's checksum, when it has one.
     ///
     /// # Errors
     /// The base cannot be read, or is another.
     pub fn verify_checksum(&self) -> Result<(), Error> {
-        self.verify_checksum_until(&AtomicBool::new(false))
-    }
-
-    /// As [`Plan::verify_checksum`], but ends early, as interrupted, when `cancel` is set.
-    ///
-    /// # Errors
-    /// As [`Plan::verify_checksum`].
-    pub fn verify_checksum_until(&self, cancel: &AtomicBool) -> Result<(), Error> {
         let Some(expected) = &self.profile.image.checksum else { return Ok(()) };
         let path = &self.profile.image.source.value;
-        let found = checksum::of_file(path, expected.value.algorithm, cancel)
+        let found = checksum::of_file(path, expected.value.algorithm, &AtomicBool::new(false))
             .map_err(|error| {
                 Error::input(format!("Cannot read {}", path.display())).because(&error)
             })?
             .ok_or_else(Error::interrupted)?;
-        if found == expected.value {
-            return Ok(());
+        self.compare_checksum(&found)
+    }
+
+    /// Compares `found`, the base's checksum, with the profile's, when it has one.
+    ///
+    /// # Errors
+    /// They differ.
+    pub fn compare_checksum(&self, found: &Checksum) -> Result<(), Error> {
+        let path = &self.profile.image.source.value;
+        match &self.profile.image.checksum {
+            Some(expected) if expected.value != *found => Err(Error::profile(vec![Fault {
+                message: format!("{} is not the image that the checksum is of", path.display()),
+                place: expected.place.clone(),
+                hint: Some(format!("The file's checksum is {found}")),
+            }])),
+            _ => Ok(()),
         }
-        Err(Error::profile(vec![Fault {
-            message: format!("{} is not the image that the checksum is of", path.display()),
-            place: expected.place.clone(),
-            hint: Some(format!("The file's checksum is {found}")),
-        }]))
     }
 
     /// Finds the kernel that a build boots first, on the base as it is.

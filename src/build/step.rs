@@ -85,7 +85,7 @@ pub async fn run(
     }
     stages.step_finished(number, &step.title, begun.elapsed());
     let seconds = seconds(begun.elapsed());
-    Ok(manifest::Step { title: step.title.clone(), seconds, exit_code, rebooted })
+    Ok(manifest::Step { title: step.title.clone(), seconds, exit_code, rebooted, cached: false })
 }
 
 /// Waits until cloud-init has done its work, where there is cloud-init.

@@ -1,16 +1,24 @@
 //! The command line: one file a subcommand, each with its arguments and one function.
 
+mod cache;
+mod check;
+mod compare;
 mod convert;
 mod doctor;
+mod image;
 mod info;
+mod measure;
+mod plan;
 mod run;
+mod shell;
 mod validate;
+mod watch;
 
 use std::sync::Arc;
 
 use clap::{Parser, Subcommand};
 
-use crate::build::Cancel;
+use crate::build::{Cancel, Options, Plan, Position};
 use crate::error::{Blame, Error};
 use crate::report::{self, Report};
 
@@ -34,9 +42,16 @@ Exit codes:
 #[derive(Debug, Subcommand)]
 enum Command {
     Run(run::Args),
+    Plan(plan::Args),
+    Shell(shell::Args),
+    Watch(watch::Args),
     Validate(validate::Args),
     Convert(convert::Args),
     Info(info::Args),
+    Check(check::Args),
+    Compare(compare::Args),
+    Measure(measure::Args),
+    Cache(cache::Args),
     Doctor(doctor::Args),
 }
 
@@ -48,9 +63,19 @@ pub fn main() -> u8 {
     let reporter: Arc<dyn Report> = Arc::from(report::for_process(json));
     let result = match cli.command {
         Command::Run(args) => run::run(&args, Arc::clone(&reporter)),
+        Command::Plan(args) => plan::run(&args, Arc::clone(&reporter)),
+        Command::Shell(args) => match shell::run(&args, Arc::clone(&reporter)) {
+            Ok(code) => return code,
+            Err(error) => Err(error),
+        },
+        Command::Watch(args) => watch::run(&args, Arc::clone(&reporter)),
         Command::Validate(args) => validate::run(&args),
         Command::Convert(args) => convert::run(&args, Arc::clone(&reporter)),
         Command::Info(args) => info::run(&args),
+        Command::Check(args) => check::run(&args),
+        Command::Compare(args) => compare::run(&args, Arc::clone(&reporter)),
+        Command::Measure(args) => measure::run(&args),
+        Command::Cache(args) => cache::run(&args),
         Command::Doctor(args) => doctor::run(&args),
     };
     match result {
@@ -60,6 +85,34 @@ pub fn main() -> u8 {
             error.blame.exit_code()
         }
     }
+}
+
+/// How the cache is used.
+#[derive(Debug, clap::Args)]
+struct CacheArgs {
+    /// Neither take layers from the cache nor keep any
+    #[arg(long)]
+    no_cache: bool,
+    /// Make STEP (`boot`, a number or a title) and all that follows anew
+    #[arg(long, value_name = "STEP", conflicts_with = "no_cache")]
+    from: Option<String>,
+}
+
+impl CacheArgs {
+    fn options(&self, plan: &Plan) -> Result<Options, Error> {
+        let from =
+            self.from.as_deref().map(|text| Position::find(&plan.profile, text)).transpose()?;
+        Ok(Options { no_cache: self.no_cache, from, force: false })
+    }
+}
+
+/// Runs `work` on this thread.
+fn block_on<T>(work: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|error| {
+            Error::new(Blame::Internal, "Cannot start the event loop").because(&error)
+        })?;
+    runtime.block_on(work)
 }
 
 /// Lifts the soft limit on open files to the hard one: each connection of a guest takes a descriptor,

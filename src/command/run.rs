@@ -3,14 +3,19 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use crate::build::{self, Cancel, Plan};
-use crate::error::{Blame, Error};
+use super::CacheArgs;
+use crate::build::{Build, Cancel, Plan, Position};
+use crate::error::Error;
 use crate::report::Report;
 
 /// Bakes the image that a profile describes
 ///
 /// The base image is booted, provisioned over SSH, shut down and written in every format that the
 /// profile asks for, to OUT/<name>-<YYYYmmdd-HHMMSS>/. The base itself is never written.
+///
+/// What an earlier run made and nothing has changed since is taken from the cache: the booted guest,
+/// each step, the finished disk. When nothing changed at all and the images of the earlier run are
+/// untouched in OUT, that run's folder is the result.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// The profile
@@ -19,6 +24,14 @@ pub struct Args {
     /// Folder for the finished build
     #[arg(short, long, value_name = "OUT", default_value = "out")]
     output: PathBuf,
+    #[command(flatten)]
+    cache: CacheArgs,
+    /// Stop after STEP (`boot`, a number or a title), keep its layer, write no images
+    #[arg(long, value_name = "STEP", conflicts_with = "no_cache")]
+    until: Option<String>,
+    /// Write a new folder even when nothing changed
+    #[arg(long)]
+    force: bool,
     /// Print one JSON event a line on standard output
     #[arg(long)]
     pub json: bool,
@@ -29,12 +42,18 @@ pub struct Args {
 /// # Errors
 /// Whatever ended it.
 pub fn run(args: &Args, report: Arc<dyn Report>) -> Result<(), Error> {
-    let plan = Arc::new(Plan::load(&args.profile)?);
-    let runtime =
-        tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|error| {
-            Error::new(Blame::Internal, "Cannot start the event loop").because(&error)
-        })?;
     let cancel = Cancel::default();
     super::stop_on_signal(&cancel)?;
-    runtime.block_on(build::run(plan, &args.output, report, cancel)).map(drop)
+    let plan = Arc::new(Plan::load(&args.profile)?);
+    let until =
+        args.until.as_deref().map(|text| Position::find(&plan.profile, text)).transpose()?;
+    let mut options = args.cache.options(&plan)?;
+    options.force = args.force;
+    let build = Build::new(plan, &options, Arc::clone(&report), cancel)?;
+    super::block_on(async {
+        match until {
+            None => build.images(&args.output).await.map(drop),
+            Some(goal) => build.until(goal).await,
+        }
+    })
 }

@@ -42,6 +42,8 @@ pub struct Profile {
     pub ssh: Ssh,
     /// `[net]`
     pub net: Net,
+    /// `[cache]`
+    pub cache: Cache,
     /// `[[step]]`
     pub steps: Vec<Step>,
     /// `[[output]]`
@@ -138,6 +140,15 @@ pub struct Net {
     pub dns: Option<Ipv4Addr>,
 }
 
+/// What is kept between builds.
+#[derive(Debug)]
+pub struct Cache {
+    /// Whether layers are kept and used at all.
+    pub enabled: bool,
+    /// Whether layers hold the machine's memory besides its disk.
+    pub memory: bool,
+}
+
 /// One step.
 #[derive(Debug)]
 pub struct Step {
@@ -145,6 +156,10 @@ pub struct Step {
     pub title: String,
     /// What to run.
     pub shell: Shell,
+    /// Whether its layer may be kept and used again.
+    pub cache: bool,
+    /// How old its layer may be to be used again.
+    pub max_age: Option<Duration>,
     /// Where the step stands.
     pub place: Place,
 }
@@ -233,14 +248,15 @@ struct Parts {
     seed: Option<NoCloud>,
     ssh: Ssh,
     net: Net,
+    cache: Cache,
     steps: Vec<Step>,
     outputs: Vec<Output>,
 }
 
 impl Parts {
     fn into_profile(self, source: Source) -> Profile {
-        let Parts { image, machine, boot, seed, ssh, net, steps, outputs } = self;
-        Profile { source, image, machine, boot, seed, ssh, net, steps, outputs }
+        let Parts { image, machine, boot, seed, ssh, net, cache, steps, outputs } = self;
+        Profile { source, image, machine, boot, seed, ssh, net, cache, steps, outputs }
     }
 }
 
@@ -264,12 +280,13 @@ impl Context<'_> {
         let seed = self.seed(root.table("seed"));
         let ssh = self.ssh(root.table("ssh"));
         let net = self.net(root.table("net"));
+        let cache = cache(root.table("cache"));
         let steps =
             root.tables("step").into_iter().filter_map(|reader| self.step(reader)).collect();
         let image = image.flatten();
         let outputs = self.outputs(root, image.as_ref().map_or("image", |image| &image.name));
         let image = image?;
-        Some(Parts { image, machine, boot, seed, ssh: ssh?, net, steps, outputs })
+        Some(Parts { image, machine, boot, seed, ssh: ssh?, net, cache, steps, outputs })
     }
 
     fn named<T>(&self, at: At<T>) -> Named<T> {
@@ -427,10 +444,15 @@ impl Context<'_> {
             },
         };
         let place = self.source.place(&value.map_or(reader.span(), |value| value.span()));
+        let cache = reader.bool("cache").unwrap_or(true);
+        let max_age = reader.duration("max_age");
+        if let (Some(max_age), false) = (&max_age, cache) {
+            reader.fault(&max_age.span, "A step with `cache = false` has no `max_age`");
+        }
         reader.finish();
         let shell = shell?;
         let title = name.map_or_else(|| shell.title(), |at| at.value);
-        Some(Step { title, shell, place })
+        Some(Step { title, shell, cache, max_age: max_age.map(|at| at.value), place })
     }
 
     fn shell(&self, reader: Reader<'_, '_>) -> Option<Shell> {
@@ -496,7 +518,7 @@ impl Context<'_> {
                         outputs.push(Output { format, file, place: self.source.place(&span) });
                     }
                     Err(_) => {
-                        let known = ["qcow2", "raw", "vdi", "vhd", "vmdk"];
+                        let known = ["qcow2", "raw", "vdi", "vhd", "vhdx", "vmdk", "ova"];
                         let hint = nearest(&format.value, known).map_or_else(
                             || format!("Known are {}", known.join(", ")),
                             |near| format!("Did you mean `{near}`?"),
@@ -517,6 +539,15 @@ impl Context<'_> {
         }
         outputs
     }
+}
+
+fn cache(reader: Option<Reader<'_, '_>>) -> Cache {
+    let mut cache = Cache { enabled: true, memory: true };
+    let Some(reader) = reader else { return cache };
+    cache.enabled = reader.bool("enabled").unwrap_or(cache.enabled);
+    cache.memory = reader.bool("memory").unwrap_or(cache.memory);
+    reader.finish();
+    cache
 }
 
 fn inline(

@@ -39,6 +39,10 @@ fn milliseconds(duration: std::time::Duration) -> f64 {
 
 fn object(event: &Event<'_>) -> Value {
     match *event {
+        Event::Planned { action, position, title, remark } => json!({
+            "event": "planned", "action": action, "position": position, "title": title,
+            "remark": remark,
+        }),
         Event::Started { stage, step, detail } => {
             json!({"event": "started", "stage": stage.name(), "step": step, "detail": detail})
         }

@@ -18,6 +18,8 @@ pub use failure::render as render_failure;
 pub enum Stage {
     /// Leftovers of dead builds.
     Clean,
+    /// Layers kept, found and thrown away.
+    Cache,
     /// The base image: opened, checked, overlaid.
     Base,
     /// The machine, up to its kernel's entry.
@@ -34,6 +36,8 @@ pub enum Stage {
     Seal,
     /// The images written.
     Export,
+    /// Between two runs of `watch`.
+    Watch,
 }
 
 impl Stage {
@@ -41,6 +45,7 @@ impl Stage {
     pub fn name(self) -> &'static str {
         match self {
             Stage::Clean => "clean",
+            Stage::Cache => "cache",
             Stage::Base => "base",
             Stage::Boot => "boot",
             Stage::Ssh => "ssh",
@@ -49,6 +54,7 @@ impl Stage {
             Stage::Http => "http",
             Stage::Seal => "seal",
             Stage::Export => "export",
+            Stage::Watch => "watch",
         }
     }
 }
@@ -56,6 +62,17 @@ impl Stage {
 /// Something that a person may want to know.
 #[derive(Debug, Clone, Copy)]
 pub enum Event<'a> {
+    /// What will become of a part of the build, told before any of it begins.
+    Planned {
+        /// `cached` or `run`.
+        action: &'a str,
+        /// The part.
+        position: &'a str,
+        /// What it is.
+        title: &'a str,
+        /// Which layer it is, or why it is made.
+        remark: &'a str,
+    },
     /// A stage begins.
     Started {
         /// Which.
@@ -136,6 +153,20 @@ pub fn for_process(json: bool) -> Box<dyn Report> {
 /// Makes guest text safe to print: control characters, escape sequences among them, become `?`.
 pub fn printable(line: &str) -> String {
     line.chars().map(|c| if c.is_control() && c != '\t' { '\u{fffd}' } else { c }).collect()
+}
+
+/// Columns of a title with a remark beside it.
+const TITLE: usize = 36;
+
+/// A part of a build as it is planned, with its action in a column of its own before it.
+pub fn planned(position: &str, title: &str, remark: &str) -> String {
+    let cut = if title.chars().count() > TITLE {
+        let begin: String = title.chars().take(TITLE - 1).collect();
+        format!("{begin}…")
+    } else {
+        title.to_string()
+    };
+    printable(&format!("{position:<7}  {cut:<TITLE$}  {remark}"))
 }
 
 /// The stage's label, with the step's number.

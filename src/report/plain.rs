@@ -4,7 +4,7 @@ use std::io::Write;
 use std::sync::Mutex;
 use std::time::Instant;
 
-use super::{Event, Report, label, printable, render_failure};
+use super::{Event, Report, label, planned, printable, render_failure};
 use crate::profile::units::{Elapsed, Size};
 
 /// Progress is told each time it passes another such part of the whole.
@@ -33,6 +33,9 @@ impl Plain {
 impl Report for Plain {
     fn event(&self, event: Event<'_>) {
         match event {
+            Event::Planned { action, position, title, remark } => {
+                self.line(action, &planned(position, title, remark));
+            }
             Event::Started { stage, step, detail } => self.line(&label(stage, step), detail),
             Event::Finished { stage, step, detail, took } => {
                 let detail = if detail.is_empty() { "done" } else { detail };

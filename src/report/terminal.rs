@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
 
-use super::{Event, Report, label, printable, render_failure};
+use super::{Event, Report, label, planned, printable, render_failure};
 use crate::profile::units::Elapsed;
 
 /// Redraws of the spinner.
@@ -79,6 +79,11 @@ impl Terminal {
 impl Report for Terminal {
     fn event(&self, event: Event<'_>) {
         match event {
+            Event::Planned { action, position, title, remark } => {
+                let colour = if action == "cached" { "\x1b[32m" } else { "\x1b[1m" };
+                let text = planned(position, title, remark);
+                self.line(&format!("  {colour}{action:<6}\x1b[0m  {text}"));
+            }
             Event::Started { stage, step, detail } => self.spinner(&label(stage, step), detail),
             Event::Finished { stage, step, detail, took } => {
                 self.replace(ProgressBar::hidden(), false);

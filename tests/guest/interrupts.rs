@@ -30,7 +30,7 @@ fn project(name: &str) -> Project {
 #[test]
 fn ctrl_c_in_any_stage_leaves_nothing() {
     let project = project("ctrl-c");
-    for sign in ["  base  ", "  boot  ", "  ssh  ", "asleep"] {
+    for sign in ["  base  ", "reading the kernel", "waiting for the guest", "| asleep"] {
         let output = stopped(&project, sign, "INT").expect(130);
         assert!(output.stderr.contains("Interrupted"), "{}", output.stderr);
         project.assert_nothing_left();
@@ -38,14 +38,14 @@ fn ctrl_c_in_any_stage_leaves_nothing() {
     let text =
         profile().replace("sleep 300", "true").replace("checksum = \"sha512:CHECKSUM\"\n", "");
     project.write("p.toml", &text);
-    stopped(&project, "  export  ", "INT").expect(130);
+    stopped(&project, "writing", "INT").expect(130);
     project.assert_nothing_left();
 }
 
 #[test]
 fn what_a_killed_build_left_is_removed_by_the_next_one() {
     let project = project("killed");
-    stopped(&project, "asleep", "KILL");
+    stopped(&project, "| asleep", "KILL");
     assert!(
         project.judge("ls -A out").contains(".kvmbake-light-"),
         "the dead build left its folder"

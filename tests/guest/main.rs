@@ -7,5 +7,6 @@
 mod bake;
 mod failures;
 mod interrupts;
+mod layers;
 mod project;
 mod reboots;

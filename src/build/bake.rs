@@ -1,0 +1,507 @@
+//! From the base to a goal, one position after the other: what the cache has is taken, the rest is
+//! made in the guest and kept. A guest runs only while there is something to make; it comes from the
+//! last layer's memory, or is booted from the last layer's disk.
+//!
+//! Of several builds that want the same layer one makes it, and the others wait for it. A build holds
+//! the right to one layer at a time, in the order of positions, so no two wait for each other.
+
+use std::fs;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use kvmbake_disk::{Block, MemoryBlock};
+use kvmbake_provision::clock::{self, ClockSet};
+use kvmbake_provision::key::BuildKey;
+use kvmbake_provision::{Privilege, Reseeded};
+use kvmbake_vmm::memory::SavedMemory;
+
+use super::cancel::Cancel;
+use super::chain::{Chain, NOTES, Notes, Suspended};
+use super::console::Console;
+use super::disk::GuestDisk;
+use super::guest::{Guest, Setup};
+use super::layers::{self, Layers};
+use super::outlook::Outlook;
+use super::plan::Plan;
+use super::position::Position;
+use super::stage::Stages;
+use super::{seal, step};
+use crate::cache::{
+    Begun, Building, CacheError, DISK, Layer, LayerId, Meta, Parent, Publishing, Recipe,
+};
+use crate::error::{Blame, Error};
+use crate::profile::units::Elapsed;
+use crate::report::{Event, Report, Stage};
+
+/// What a build works with.
+pub struct Bake<'b> {
+    /// What to build.
+    pub plan: Arc<Plan>,
+    /// The cache, when it is used.
+    pub layers: Option<Layers>,
+    /// The folder for the overlays of guests.
+    pub scratch: &'b Path,
+    /// Where the console goes.
+    pub console: Console,
+    /// The key to log in with.
+    pub key: Arc<BuildKey>,
+    /// The seed disk.
+    pub seed: Option<Arc<MemoryBlock>>,
+    /// Where news go.
+    pub report: Arc<dyn Report>,
+    /// Whether to stop.
+    pub cancel: Cancel,
+}
+
+/// Where a build has come to.
+pub struct Reached {
+    /// The disk, and what is known of it.
+    pub chain: Chain,
+    /// The guest, when one runs.
+    pub guest: Option<Guest>,
+    /// The layer of the last position, when it is in the cache.
+    pub layer: Option<LayerId>,
+    /// The layers that were made on the way, and are kept.
+    pub kept: Vec<(Position, LayerId)>,
+    /// Its publication, when that is still under way.
+    pending: Option<Publishing>,
+}
+
+impl Reached {
+    /// Waits until the last layer is in the cache; says why it is not, when it is not.
+    pub async fn settle(&mut self) -> Option<CacheError> {
+        let pending = self.pending.take()?;
+        wait(pending).await.err()
+    }
+}
+
+/// A build on its way.
+struct Walk {
+    chain: Chain,
+    guest: Option<Guest>,
+    /// What the cache holds of the guest's memory, and the layer that holds the last of it.
+    memory: Option<(SavedMemory, Option<LayerId>)>,
+    /// The last layer, still being published.
+    pending: Option<Publishing>,
+    /// The layers made so far.
+    kept: Vec<(Position, LayerId)>,
+    /// Whether the next layer would have its parent in the cache.
+    keeping: bool,
+}
+
+impl Walk {
+    fn new(chain: Chain, keeping: bool) -> Walk {
+        Walk { chain, guest: None, memory: None, pending: None, kept: Vec::new(), keeping }
+    }
+
+    /// Returns the layer that the next one is built on.
+    fn parent(&self) -> Option<LayerId> {
+        match &self.pending {
+            Some(pending) => Some(pending.id()),
+            None => self.chain.tip.as_ref().map(Layer::id),
+        }
+    }
+}
+
+impl Walk {
+    /// Hands over the layer that the next one is built on.
+    fn take_parent(&mut self) -> Parent {
+        match self.pending.take() {
+            Some(pending) => Parent::Pending(pending),
+            None => self.chain.tip.as_ref().into(),
+        }
+    }
+}
+
+impl Bake<'_> {
+    /// Goes as far as the last position of `outlook`.
+    ///
+    /// # Errors
+    /// Whatever ended the build.
+    pub async fn run(&self, outlook: &Outlook) -> Result<Reached, Error> {
+        let chain = Chain::new(Arc::clone(&self.plan.base));
+        let mut walk = Walk::new(chain, self.layers.is_some());
+        match self.walk(&mut walk, outlook).await {
+            Ok(()) => {
+                let layer = walk.keeping.then(|| walk.parent()).flatten();
+                let Walk { chain, guest, kept, pending, .. } = walk;
+                Ok(Reached { chain, guest, layer, kept, pending })
+            }
+            Err(error) => {
+                // What was made before the failure is what the next run begins with. The guest must
+                // not run on meanwhile; a second Ctrl-C ends the wait.
+                walk.guest = None;
+                if let Some(pending) = walk.pending.take()
+                    && let Err(lost) = wait(pending).await
+                {
+                    self.stop_keeping(&mut walk, &lost);
+                }
+                Err(error)
+            }
+        }
+    }
+
+    async fn walk(&self, walk: &mut Walk, outlook: &Outlook) -> Result<(), Error> {
+        let mut rest = outlook.entries.as_slice();
+        for (_, layer) in outlook.cached() {
+            walk.chain.push(layer.clone())?;
+            rest = &rest[1..];
+        }
+        for entry in rest {
+            let building = match &entry.recipe {
+                Some(recipe) => self.turn(walk, entry.position, recipe).await?,
+                None => {
+                    walk.keeping = false;
+                    Turn::Make(None)
+                }
+            };
+            if let Turn::Make(building) = building {
+                self.make(walk, entry.position, &entry.title, building).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Returns the guest of what was reached; a new one, when none runs.
+    ///
+    /// # Errors
+    /// It could not be started.
+    pub async fn guest_of(&self, mut reached: Reached) -> Result<Guest, Error> {
+        if let Some(guest) = reached.guest.take() {
+            return Ok(guest);
+        }
+        let mut walk = Walk::new(reached.chain, false);
+        self.start(&mut walk, Position::Sealed).await
+    }
+
+    /// Finds out whether `position` is to be made here.
+    async fn turn(
+        &self,
+        walk: &mut Walk,
+        position: Position,
+        recipe: &Recipe,
+    ) -> Result<Turn, Error> {
+        let Some(layers) = self.layers.as_ref().filter(|_| walk.keeping) else {
+            return Ok(Turn::Make(None));
+        };
+        let report = Arc::clone(&self.report);
+        let waits = move |pid: Option<u32>| {
+            let who = pid.map_or_else(
+                || "another build".into(),
+                |pid| format!("the build with process ID {pid}"),
+            );
+            let text = format!("waiting for {who}, which is making {position}");
+            report.event(Event::Note { stage: Stage::Cache, text: &text });
+        };
+        let begun = layers.begin(position, recipe.clone(), walk.parent(), waits).await?;
+        let look = match begun {
+            Ok(look) => look,
+            Err(error) => {
+                self.stop_keeping(walk, &error);
+                return Ok(Turn::Make(None));
+            }
+        };
+        self.tell_discarded(&look.discarded);
+        match look.found {
+            Begun::Build(building) => Ok(Turn::Make(Some(building))),
+            Begun::Found(layer) => {
+                // Another build was faster. Our own guest has lived another life than this layer's.
+                walk.guest = None;
+                walk.memory = None;
+                walk.pending = None;
+                let text = format!("{position} is there now  (layer {})", layer.id().short());
+                self.note(Stage::Cache, &text);
+                walk.chain.push(layer)?;
+                Ok(Turn::Found)
+            }
+        }
+    }
+
+    /// Makes `position` in the guest, and keeps it in `building`.
+    async fn make(
+        &self,
+        walk: &mut Walk,
+        position: Position,
+        title: &str,
+        building: Option<Building>,
+    ) -> Result<(), Error> {
+        let stages = Stages::new(self.report.as_ref());
+        let mut guest = match walk.guest.take() {
+            Some(guest) => guest,
+            None => self.start(walk, position).await?,
+        };
+        let mut notes = Notes::default();
+        match position {
+            Position::Boot => {
+                step::wait_for_cloud_init(&mut guest, &stages, self.plan.profile.ssh.timeout)
+                    .await?;
+                notes.kernel = guest.kernel.clone();
+                walk.chain.kernel = guest.kernel.clone();
+            }
+            Position::Step(number) => {
+                let Some(definition) = self.plan.profile.steps.get(number - 1) else {
+                    return Ok(());
+                };
+                let report = Arc::clone(&self.report);
+                let done = step::run(&mut guest, &stages, number, definition, report).await?;
+                walk.chain.steps.push(done.clone());
+                notes.step = Some(done);
+            }
+            Position::Sealed => return self.seal(walk, guest, title, building).await,
+        }
+        if let Some(building) = building {
+            self.keep(walk, &mut guest, position, title, building, notes).await?;
+        }
+        walk.guest = Some(guest);
+        Ok(())
+    }
+
+    /// Takes the layer of `position` off the guest and publishes it beside the rest of the build.
+    async fn keep(
+        &self,
+        walk: &mut Walk,
+        guest: &mut Guest,
+        position: Position,
+        title: &str,
+        building: Building,
+        mut notes: Notes,
+    ) -> Result<(), Error> {
+        let Some(layers) = &self.layers else { return Ok(()) };
+        let (memory, below) = match walk.memory.take() {
+            Some((memory, below)) => (Some(memory), below),
+            None if self.plan.profile.cache.memory => {
+                (Some(SavedMemory::new(self.plan.profile.machine.memory)), None)
+            }
+            None => (None, None),
+        };
+        let wanted = memory.is_some();
+        let captured = guest.capture(building.folder(), memory).await?;
+        walk.chain.disk = captured.disk;
+        let served = layers.served_all(guest.setup.fetched.take());
+        // A file that was changed while the step ran may or may not be what the guest got.
+        let same = layers.recipe(position)?.key(walk.parent()) == building.key();
+        if !same {
+            self.note(
+                Stage::Cache,
+                &format!("{position} is not kept: its files changed while it ran"),
+            );
+            walk.keeping = false;
+            return Ok(());
+        }
+        let has_memory = wanted && captured.without_memory.is_none();
+        notes.memory_on = below.filter(|_| has_memory);
+        if let Some(why) = &captured.without_memory {
+            self.note(Stage::Cache, &format!("{position} is kept without its memory: {why}"));
+        }
+        let published = write_notes(&building, &notes).and_then(|()| {
+            building.publish(Meta { title: title.into(), served }, walk.take_parent())
+        });
+        match published {
+            Ok(publishing) => {
+                let id = publishing.id();
+                walk.kept.push((position, id));
+                let below = if has_memory { Some(id) } else { below };
+                walk.memory = captured.memory.map(|memory| (memory, below));
+                let stood_still = Elapsed(captured.paused);
+                let text = format!(
+                    "{position} kept  (layer {}); the guest stood still for {stood_still}",
+                    id.short()
+                );
+                self.note(Stage::Cache, &text);
+                walk.pending = Some(publishing);
+            }
+            Err(error) => self.stop_keeping(walk, &error),
+        }
+        Ok(())
+    }
+
+    /// Shuts the guest down, and keeps its disk.
+    async fn seal(
+        &self,
+        walk: &mut Walk,
+        guest: Guest,
+        title: &str,
+        building: Option<Building>,
+    ) -> Result<(), Error> {
+        let disk = Arc::clone(&guest.setup.disk);
+        let ours = self.plan.private_key.is_none().then_some(&*self.key);
+        Stages::new(self.report.as_ref())
+            .run(Stage::Seal, "removing the build's key", seal::seal(guest, ours))
+            .await?;
+        let failed = |error: &(dyn std::error::Error + 'static)| {
+            Error::input("Cannot finish the build's disk").because(error)
+        };
+        let frozen = disk.finish().map_err(|error| failed(&error))?;
+        walk.chain.disk = Arc::clone(&frozen) as Arc<dyn Block>;
+        let Some(building) = building else { return Ok(()) };
+        fs::rename(frozen.path(), building.path(DISK)).map_err(|error| failed(&error))?;
+        let published = write_notes(&building, &Notes::default()).and_then(|()| {
+            let meta = Meta { title: title.into(), served: Vec::new() };
+            building.publish(meta, walk.take_parent())
+        });
+        match published {
+            Ok(publishing) => {
+                walk.kept.push((Position::Sealed, publishing.id()));
+                walk.pending = Some(publishing);
+            }
+            Err(error) => self.stop_keeping(walk, &error),
+        }
+        Ok(())
+    }
+
+    /// Starts a guest for `position` from where the chain stands.
+    async fn start(&self, walk: &mut Walk, position: Position) -> Result<Guest, Error> {
+        let stages = Stages::new(self.report.as_ref());
+        let tip = walk.chain.tip.clone();
+        if let Some((suspended, layer)) = self.suspended(tip.as_ref()) {
+            let about = format!("going on from memory (layer {})", layer.id().short());
+            let setup = self.setup(&walk.chain)?;
+            let resumed = stages
+                .run(Stage::Boot, &about, async {
+                    Ok((Guest::resume(setup, suspended).await?, about.clone()))
+                })
+                .await;
+            match resumed {
+                Ok((mut guest, memory)) => {
+                    self.connect(&mut guest).await?;
+                    self.wake(&guest).await;
+                    walk.memory = Some((memory, Some(layer.id())));
+                    return Ok(guest);
+                }
+                Err(error) if error.blame == Blame::Interrupted => return Err(error),
+                Err(error) => self.tell_boot_instead(layer, &error.causes.join(": ")),
+            }
+        }
+        let setup = self.setup(&walk.chain)?;
+        let mut guest = stages
+            .run(Stage::Boot, "reading the kernel from the image", async {
+                let guest = Guest::boot(setup).await?;
+                let origin =
+                    guest.kernel.as_ref().map_or_else(String::new, |kernel| kernel.origin.clone());
+                Ok((guest, origin))
+            })
+            .await?;
+        self.connect(&mut guest).await?;
+        if position != Position::Boot {
+            step::wait_for_cloud_init(&mut guest, &stages, self.plan.profile.ssh.timeout).await?;
+        }
+        Ok(guest)
+    }
+
+    /// Returns the machine of `tip` if this host can go on with it; says so when it cannot.
+    fn suspended<'l>(&self, tip: Option<&'l Layer>) -> Option<(Suspended, &'l Layer)> {
+        let layer = tip.filter(|_| self.plan.profile.cache.memory)?;
+        let cache = self.layers.as_ref()?.cache();
+        let config = self.plan.machine();
+        match Suspended::open(layer, config.memory, cache, self.cancel.flag()) {
+            Ok(suspended) => suspended.map(|suspended| (suspended, layer)),
+            Err(why) => {
+                self.tell_boot_instead(layer, &why);
+                None
+            }
+        }
+    }
+
+    fn tell_boot_instead(&self, layer: &Layer, why: &str) {
+        let id = layer.id().short();
+        let text = format!("layer {id} cannot go on from its memory: {why}; booting its disk");
+        self.note(Stage::Boot, &text);
+    }
+
+    async fn connect(&self, guest: &mut Guest) -> Result<(), Error> {
+        Stages::new(self.report.as_ref())
+            .run(Stage::Ssh, "waiting for the guest", async {
+                let server = guest.connect().await?.server().to_string();
+                Ok(((), format!("{}@guest, {server}", self.plan.profile.ssh.user)))
+            })
+            .await
+    }
+
+    /// Gives a guest that has slept the right time, and random numbers that no other guest of the
+    /// same layer draws. What cannot be done is worth a note.
+    async fn wake(&self, guest: &Guest) {
+        let Ok(provisioned) = guest.provisioned() else { return };
+        let session = &provisioned.session;
+        let both = async {
+            tokio::join!(
+                clock::set(session, &Privilege::Root, SystemTime::now),
+                kvmbake_provision::reseed(session, &Privilege::Root),
+            )
+        };
+        // A guest that ended meanwhile is found out by what comes next.
+        let Ok((set, reseeded)) = guest.watch(both).await else { return };
+        let late = match set {
+            Ok(ClockSet::Set { .. }) => None,
+            Ok(ClockSet::NotAllowed { message }) => Some(message),
+            Err(error) => Some(error.to_string()),
+        };
+        if let Some(why) = late {
+            self.note(Stage::Ssh, &format!("the guest's clock stays behind: {why}"));
+        }
+        let same = match reseeded {
+            Ok(Reseeded::Now | Reseeded::Soon) => None,
+            Ok(Reseeded::No { message }) => Some(message),
+            Err(error) => Some(error.to_string()),
+        };
+        if let Some(why) = same {
+            let text = format!("the guest's random numbers may repeat those of another run: {why}");
+            self.note(Stage::Ssh, &text);
+        }
+    }
+
+    fn setup(&self, chain: &Chain) -> Result<Setup, Error> {
+        let disk = GuestDisk::new(self.scratch, Arc::clone(&chain.disk), self.plan.virtual_size)
+            .map_err(|error| Error::input("Cannot create the build's overlay").because(&error))?;
+        Ok(Setup {
+            plan: Arc::clone(&self.plan),
+            disk: Arc::new(disk),
+            seed: self.seed.clone(),
+            key: Arc::clone(&self.key),
+            console: self.console.clone(),
+            fetched: Arc::default(),
+            report: Arc::clone(&self.report),
+            cancel: self.cancel.clone(),
+        })
+    }
+
+    fn stop_keeping(&self, walk: &mut Walk, error: &CacheError) {
+        walk.keeping = false;
+        walk.memory = None;
+        let error = layers::failed(error);
+        let causes = error.causes.join(": ");
+        self.note(Stage::Cache, &format!("layers are no longer kept: {causes}"));
+    }
+
+    fn tell_discarded(&self, discarded: &[crate::cache::Discarded]) {
+        for gone in discarded {
+            self.note(Stage::Cache, &format!("thrown away: {gone}"));
+        }
+    }
+
+    fn note(&self, stage: Stage, text: &str) {
+        self.report.event(Event::Note { stage, text });
+    }
+}
+
+/// Who makes a position.
+enum Turn {
+    /// It was made already.
+    Found,
+    /// This build, and keeps it there.
+    Make(Option<Building>),
+}
+
+async fn wait(pending: Publishing) -> Result<Layer, CacheError> {
+    tokio::task::spawn_blocking(move || pending.wait()).await.unwrap_or(Err(CacheError::Cancelled))
+}
+
+fn write_notes(building: &Building, notes: &Notes) -> Result<(), CacheError> {
+    let path = building.path(NOTES);
+    let bytes = serde_json::to_vec_pretty(notes).map_err(std::io::Error::from);
+    bytes.and_then(|bytes| fs::write(&path, bytes)).map_err(|source| CacheError::Io {
+        action: "write",
+        path,
+        source,
+    })
+}

@@ -1,0 +1,107 @@
+//! The files of the host that a profile's build follows from, for whoever waits for them to change.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+use crate::profile::{Profile, Run, Source, Text};
+
+/// Files, and folders with all that is in them.
+#[derive(Debug, Default)]
+pub struct Inputs {
+    files: BTreeSet<PathBuf>,
+    folders: BTreeSet<PathBuf>,
+}
+
+impl Inputs {
+    /// Returns what the profile at `path` names; of one that cannot be read, the profile alone.
+    pub fn of(path: &Path) -> Inputs {
+        let mut inputs = Inputs::default();
+        inputs.add(path);
+        let text = std::fs::read_to_string(path).ok();
+        let profile = text.and_then(|text| Profile::parse(Source::new(path, text)).ok());
+        if let Some(profile) = profile {
+            inputs.add_named(&profile);
+        }
+        inputs
+    }
+
+    fn add_named(&mut self, profile: &Profile) {
+        self.add(&profile.image.source.value);
+        let boot = [&profile.boot.kernel, &profile.boot.initrd];
+        let key = [&profile.ssh.private_key];
+        for named in boot.into_iter().chain(key).flatten() {
+            self.add(&named.value);
+        }
+        let seed = profile.seed.as_ref();
+        let texts = seed.map(|seed| [&seed.user_data, &seed.network_config]);
+        for text in texts.into_iter().flatten().flatten() {
+            if let Text::File(named) = text {
+                self.add(&named.value);
+            }
+        }
+        for step in &profile.steps {
+            if let Run::Scripts(scripts) = &step.shell.run {
+                scripts.iter().for_each(|script| self.add(&script.value));
+            }
+        }
+        if let Some(folder) = &profile.net.serve {
+            self.folders.insert(absolute(&folder.value));
+        }
+    }
+
+    fn add(&mut self, path: &Path) {
+        self.files.insert(absolute(path));
+    }
+
+    /// Returns whether `path` is one of the files or lies in one of the folders.
+    pub fn contain(&self, path: &Path) -> bool {
+        let path = absolute(path);
+        self.files.contains(&path) || self.folders.iter().any(|folder| path.starts_with(folder))
+    }
+
+    /// Returns the folders to watch, and whether with all below them.
+    pub fn folders(&self) -> Vec<(PathBuf, bool)> {
+        let parents = self.files.iter().filter_map(|file| file.parent());
+        let parents: BTreeSet<&Path> = parents.collect();
+        let flat = parents.into_iter().map(|folder| (folder.to_path_buf(), false));
+        flat.chain(self.folders.iter().map(|folder| (folder.clone(), true)))
+            .filter(|(folder, _)| folder.is_dir())
+            .collect()
+    }
+}
+
+/// The path as the system's notifications have it.
+fn absolute(path: &Path) -> PathBuf {
+    let (folder, name) = (path.parent(), path.file_name());
+    let folder = folder.filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    match (folder.canonicalize(), name) {
+        (Ok(folder), Some(name)) => folder.join(name),
+        _ => path.to_path_buf(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_files_that_a_profile_names_are_inputs_and_their_neighbours_are_not() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str| folder.path().join(name);
+        let text = "[image]\nname = \"a\"\nsource = \"base.qcow2\"\n[net]\nserve = \"www\"\n\
+                    [seed]\nkind = \"nocloud\"\nuser_data = \"user-data\"\n\
+                    [[step]]\nshell = { script = \"setup.sh\" }\n[[output]]\nformat = \"raw\"\n";
+        std::fs::write(path("a.toml"), text).unwrap();
+        std::fs::create_dir_all(path("www/deep")).unwrap();
+        let inputs = Inputs::of(&path("a.toml"));
+        for name in ["a.toml", "base.qcow2", "user-data", "setup.sh", "www/deep/file"] {
+            assert!(inputs.contain(&path(name)), "{name}");
+        }
+        assert!(!inputs.contain(&path("setup.sh.swp")));
+        let folders = inputs.folders();
+        let real = folder.path().canonicalize().unwrap();
+        assert_eq!(folders, [(real.clone(), false), (real.join("www"), true)]);
+        std::fs::write(path("a.toml"), "nonsense").unwrap();
+        assert!(Inputs::of(&path("a.toml")).contain(&path("a.toml")));
+    }
+}

@@ -1,0 +1,140 @@
+//! What defines each layer of a build: the recipe of the booted guest, of each step, of the sealed
+//! disk. Only what reaches the guest, or decides what it gets to see, is in a recipe; titles,
+//! time-outs, names and paths of the host are not.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::sync::atomic::AtomicBool;
+
+use super::plan::Plan;
+use super::position::Position;
+use crate::cache::{Cache, CacheError, Digest, Field, Kind, Recipe};
+use crate::checksum::Algorithm;
+use crate::error::Error;
+use crate::profile::{Run, Step};
+
+/// The machine as the guest sees it; raised when devices, their order or their behaviour change so
+/// that a guest would set itself up in another way.
+const MACHINE: &str = "2";
+/// How a disk is sealed; raised when sealing leaves other traces.
+const SEALING: &str = "1";
+
+/// Returns the recipe of `position`, its files read anew. `public_key` is the key that the build
+/// brings into the guest, when it does.
+///
+/// # Errors
+/// A file cannot be read, or the user stopped the command.
+pub fn recipe(
+    plan: &Plan,
+    position: Position,
+    public_key: Option<&str>,
+    cache: &Cache,
+    cancel: &AtomicBool,
+) -> Result<Recipe, Error> {
+    match position {
+        Position::Boot => boot(plan, public_key, cache, cancel),
+        Position::Step(number) => match plan.profile.steps.get(number - 1) {
+            Some(step) => self::step(step),
+            None => Ok(Recipe::new(Kind::Step, Vec::new())),
+        },
+        Position::Sealed => {
+            let removed = if public_key.is_some() { "removed" } else { "none" };
+            let fields = vec![Field::text("sealing", SEALING), Field::text("key", removed)];
+            Ok(Recipe::new(Kind::Sealed, fields))
+        }
+    }
+}
+
+fn boot(
+    plan: &Plan,
+    public_key: Option<&str>,
+    cache: &Cache,
+    cancel: &AtomicBool,
+) -> Result<Recipe, Error> {
+    let profile = &plan.profile;
+    let mut fields = Vec::new();
+    let digest =
+        |path: &Path| cache.file_digest(path, cancel).map_err(|error| unreadable(path, &error));
+    for (index, path) in plan.base_files()?.iter().enumerate() {
+        let name = if index == 0 { "base".to_string() } else { format!("base file {}", index + 1) };
+        // The manifest needs this checksum as well, so that the file is read once for both.
+        let checksum = cache.file_checksum(path, Algorithm::Sha256, cancel);
+        let checksum = checksum.map_err(|error| unreadable(path, &error))?.to_string();
+        let digest = Digest::of(checksum.as_bytes());
+        fields.push(Field::file(name, label(path), 0, digest));
+    }
+    let mut text = |name: &str, value: String| fields.push(Field::text(name, value));
+    text("base format", plan.base_format.to_string());
+    text("size", plan.virtual_size.to_string());
+    text("machine", MACHINE.into());
+    text("cpus", profile.machine.cpus.to_string());
+    text("memory", profile.machine.memory.to_string());
+    text("cmdline", profile.boot.cmdline.clone().unwrap_or_default());
+    text("append", profile.boot.append.clone().unwrap_or_default());
+    text("user", profile.ssh.user.clone());
+    text("key", public_key.unwrap_or_default().into());
+    text("dns", profile.net.dns.map_or_else(String::new, |dns| dns.to_string()));
+    text("host_loopback", profile.net.host_loopback.to_string());
+    let hostname = profile.seed.as_ref().and_then(|seed| seed.hostname.clone());
+    text("seed", if profile.seed.is_some() { "nocloud" } else { "none" }.into());
+    text("hostname", hostname.unwrap_or_default());
+    for (name, kernel) in [("kernel", &profile.boot.kernel), ("initrd", &profile.boot.initrd)] {
+        if let Some(path) = kernel {
+            fields.push(Field::file(name, label(&path.value), 0, digest(&path.value)?));
+        }
+    }
+    let seed = [("user_data", &plan.user_data), ("network_config", &plan.network_config)];
+    for (name, bytes) in seed {
+        if let Some(bytes) = bytes {
+            fields.push(Field::bytes(name, name, 0, bytes));
+        }
+    }
+    Ok(Recipe::new(Kind::Boot, fields))
+}
+
+fn step(step: &Step) -> Result<Recipe, Error> {
+    let shell = &step.shell;
+    let mut fields = Vec::new();
+    match &shell.run {
+        Run::Inline(commands) => {
+            for (index, command) in commands.iter().enumerate() {
+                fields.push(Field::text(format!("command {}", index + 1), command));
+            }
+        }
+        Run::Scripts(paths) => {
+            for (index, path) in paths.iter().enumerate() {
+                let path = &path.value;
+                let (mode, bytes) = fs::metadata(path)
+                    .map(|metadata| metadata.permissions().mode() & 0o7777)
+                    .and_then(|mode| Ok((mode, fs::read(path)?)))
+                    .map_err(|error| {
+                        Error::input(format!("Cannot read {}", path.display())).because(&error)
+                    })?;
+                let name = format!("script {}", index + 1);
+                fields.push(Field::bytes(name, label(path), mode, &bytes));
+            }
+        }
+    }
+    for (name, value) in &shell.env {
+        fields.push(Field::text(format!("env {name}"), value));
+    }
+    let expect: Vec<String> = shell.expect.iter().map(ToString::to_string).collect();
+    fields.push(Field::text("sudo", shell.sudo.to_string()));
+    fields.push(Field::text("workdir", shell.workdir.clone().unwrap_or_default()));
+    fields.push(Field::text("shell", shell.interpreter.clone().unwrap_or_default()));
+    fields.push(Field::text("expect", expect.join(" ")));
+    Ok(Recipe::new(Kind::Step, fields))
+}
+
+fn unreadable(path: &Path, error: &CacheError) -> Error {
+    match error {
+        CacheError::Cancelled => Error::interrupted(),
+        error => Error::input(format!("Cannot read {}", path.display())).because(error),
+    }
+}
+
+/// What a person calls the file.
+fn label(path: &Path) -> String {
+    path.file_name().unwrap_or_default().to_string_lossy().into_owned()
+}

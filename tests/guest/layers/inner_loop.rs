@@ -1,0 +1,71 @@
+//! The commands of the inner loop: `shell` in a guest as it was, and `watch`.
+
+use std::time::{Duration, Instant};
+
+use super::five::Five;
+use crate::project::LIMIT;
+
+#[test]
+fn a_shell_sees_the_guest_after_its_step_and_what_it_writes_is_gone() {
+    let five = Five::new("shell");
+    let before = five.content();
+    let line = "cat log; echo left > left; sudo sync; exit 7";
+    let command = format!("shell p.toml --at three -- {}", kvmbake_rig::quote(line));
+    let output = five.command(&command).run().unwrap().expect(7);
+    assert_eq!(output.stdout, "one\ntwo\nthree web\n");
+    assert!(!output.stderr.contains("reading the kernel"), "{}", output.stderr);
+    assert_eq!(five.shell("3", "ls"), "log\n");
+    assert_eq!(five.content(), before);
+    assert_eq!(five.project.shell(&format!("ls -A {}/tmp", five.cache)), "");
+    five.command("shell p.toml --at sealed").run().unwrap().expect(1);
+}
+
+#[test]
+fn a_shell_after_a_step_that_is_not_there_makes_it_and_keeps_it() {
+    let five = Five::new("shell-makes");
+    five.write("five.sh", "#!/bin/sh\necho fifth >> log\n");
+    assert_eq!(five.shell("5", "tail -n 1 log; echo sixth >> log"), "fifth\n");
+    assert_eq!(five.plan().planned(), "boot 1 2 3 4 5 | sealed");
+    assert_eq!(five.shell("5", "tail -n 1 log"), "fifth\n");
+}
+
+#[test]
+fn a_shell_on_a_terminal_is_the_guests_own() {
+    let five = Five::new("terminal");
+    let command = five.command("shell p.toml --at 2");
+    let mut shell = command.pty().spawn().unwrap();
+    assert!(shell.wait_for("debian@", Duration::from_secs(120)), "a prompt: {:?}", shell.so_far());
+    shell.type_keys("echo $((6 * 7)) $(tail -n 1 log) $(tty)\r").unwrap();
+    assert!(shell.wait_for("42 two /dev/pts/", LIMIT), "{:?}", shell.so_far());
+    shell.type_keys("exit 3\r").unwrap();
+    shell.wait(Duration::from_secs(120)).expect(3);
+
+    // Without a terminal there is no shell to open.
+    let output = five.command("shell p.toml --at 2").run().unwrap();
+    assert_eq!(output.status, 1, "{output:?}");
+    assert!(output.stderr.contains("no terminal"), "{}", output.stderr);
+}
+
+#[test]
+fn a_watch_runs_again_from_the_cache_when_a_script_changes() {
+    let five = Five::new("watch");
+    let mut watch = five.start("watch p.toml --until 2");
+    let waiting = "waiting for a change";
+    assert!(watch.wait_for(waiting, Duration::from_secs(120)), "{:?}", watch.so_far());
+    let (_, before) = watch.so_far();
+    assert!(!before.contains("going on from memory"), "all of it is there: {before}");
+    five.write("two.sh", "#!/bin/sh\necho edited while watched >&2\n");
+    assert!(watch.wait_for("| edited while watched", LIMIT), "{:?}", watch.so_far());
+    let begun = Instant::now();
+    while watch.so_far().1.matches(waiting).count() < 2 {
+        assert!(begun.elapsed() < Duration::from_secs(120), "{:?}", watch.so_far());
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    watch.signal("INT").unwrap();
+    let output = watch.wait(Duration::from_secs(120)).expect(130);
+    let second = output.stderr.split(waiting).nth(1).unwrap();
+    assert!(second.contains("two.sh changed"), "{second}");
+    assert!(second.contains("going on from memory"), "{second}");
+    let lines = second.lines().filter(|line| line.contains("  cached  "));
+    assert_eq!(lines.count(), 2, "boot and step 1: {second}");
+}
