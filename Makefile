@@ -18,7 +18,7 @@ define stage
 	@start=$$(date +%s); echo "== $(1)" >&2; $(2); echo "== $(1): $$(($$(date +%s) - start)) s" >&2
 endef
 
-.PHONY: build demo test bench check fmt-check clippy unit guest rig setup cargo clean-rig
+.PHONY: build demo test bench bench-loop check fmt-check clippy unit guest rig setup cargo clean-rig judges fuzz
 
 build: cargo ## target/release/kvmbake
 	$(CARGO) build --release
@@ -36,8 +36,14 @@ fmt-check: cargo
 clippy: cargo
 	$(call stage,clippy,$(CARGO) clippy --quiet --workspace --all-targets -- -D warnings)
 
-unit: cargo ## unit and tiny-guest tests, on this machine's own /dev/kvm
+unit: cargo judges ## unit and tiny-guest tests, on this machine's own /dev/kvm
 	$(call stage,unit tests,$(CARGO) test --workspace --exclude kvmbake; $(CARGO) test --package kvmbake --lib --bins $(HOST_TESTS); $(CARGO) test --package kvmbake --doc)
+
+fuzz: ## every reader of disk images for SECONDS_TO_FUZZ=140 in all
+	@tests/fuzz/run.sh $(or $(SECONDS_TO_FUZZ),140)
+
+judges: ## the readers of disk images by other hands that PyPI has
+	@convert/tests/judges/setup.sh
 
 rig: setup cargo ## builds the rig and the base images, or finds them in the cache
 	$(call stage,rig,$(RIG) build > /dev/null)
@@ -49,6 +55,11 @@ guest: rig ## the release binary on real images, in the rig
 bench: rig ## against QEMU/KVM in the rig; BASE=light or debian-12, ROUNDS=3
 	$(call stage,release build,$(CARGO) build --release)
 	$(call stage,benchmark,$(RIG) run --root --put tests/rig/bench/compare.sh --put $(TARGET)/release/kvmbake -- ./compare.sh $(or $(BASE),light) $(or $(ROUNDS),3))
+
+bench-loop: rig ## the layer cache in the rig: builds cold, unchanged, edited; BASE=light or debian-12
+	$(call stage,release build,$(CARGO) build --release)
+	$(call stage,benchmark,$(RIG) run --root --put tests/rig/bench/inner-loop.sh --put $(TARGET)/release/kvmbake --get inner-loop.tar:$(TARGET)/inner-loop.tar -- ./inner-loop.sh $(or $(BASE),light))
+	@python3 tests/rig/bench/inner-loop.py $(TARGET)/inner-loop.tar
 
 setup:
 	@tests/rig/recipes/setup.sh

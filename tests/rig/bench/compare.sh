@@ -50,7 +50,7 @@ ours() {
     while IFS= read -r line; do
         if [ -z "$first" ] && [[ $line == *first-command* && $line != *'echo first-command'* ]]; then first=$(since "$start"); fi
         echo "$line" >> ours.log
-    done < <(cd ours && exec setpriv --reuid=builder --regid=builder --init-groups "$work/kvmbake" run profile.toml 2>&1)
+    done < <(cd ours && exec setpriv --reuid=builder --regid=builder --init-groups "$work/kvmbake" run --no-cache profile.toml 2>&1)
     ls ours/out/*/manifest.json > /dev/null || { tail -20 ours.log >&2; exit 1; }
     echo "kvmbake ${first:-none} $(since "$start")" >> rows
 }

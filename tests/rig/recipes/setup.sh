@@ -14,6 +14,7 @@ needs=(
     qemu-io:qemu-utils 7z:p7zip-full sgdisk:gdisk iasl:acpica-tools dig:bind9-dnsutils curl:curl ip:iproute2
     busybox:busybox dhclient:isc-dhcp-client ping:iputils-ping cloud-init:cloud-init fsck.fat:dosfstools blkid:util-linux
     pgrep:procps perl:perl python3:python3 cmp:diffutils
+    vhdiinfo:libvhdi-utils vmdkinfo:libvmdk-utils qcowinfo:libqcow-utils
     sshd:openssh-server sudo:sudo zstd:zstd lz4:lz4 bzip2:bzip2 xz:xz-utils
 )
 PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin
@@ -21,6 +22,7 @@ missing=()
 for need in "${needs[@]}"; do
     command -v "${need%%:*}" > /dev/null || missing+=("${need#*:}")
 done
+python3 -c 'import ensurepip, venv' 2> /dev/null || missing+=(python3-venv)
 [ -e /usr/include/stdio.h ] || missing+=(libc6-dev)
 [ -e /usr/share/keyrings/debian-archive-keyring.gpg ] || missing+=(debian-archive-keyring)
 if ! command -v apt-get > /dev/null; then
