@@ -24,6 +24,9 @@ pub enum Error {
         /// What the kernel said.
         source: io::Error,
     },
+    /// The host gives no random bytes.
+    #[error("Cannot get random bytes from the host")]
+    Random(#[source] io::Error),
     /// The machine's configuration cannot be built.
     #[error("Machine with {what} = {value} is not possible: {reason}")]
     Config {

@@ -17,6 +17,7 @@ pub mod load;
 pub mod machine;
 pub mod memory;
 pub mod pci;
+mod random;
 pub mod running;
 pub mod snapshot;
 pub mod vcpu;

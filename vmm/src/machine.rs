@@ -29,6 +29,7 @@ use crate::layout;
 use crate::load::linux64::{self, Entry, Image};
 use crate::memory::{self, GuestMemory};
 use crate::pci::{PciRoot, Windows};
+use crate::random;
 use crate::running::{Parts, Running};
 use crate::snapshot::{self, Host, MachineState};
 use crate::vcpu::cpuid::{self, Topology};
@@ -215,8 +216,9 @@ impl Machine {
     pub fn load_image(&mut self, image: &Image<'_>) -> Result<(), Error> {
         let tables =
             acpi::build(acpi::Hardware { cpus: self.config.cpus, memory: self.config.memory });
-        let entry =
-            linux64::load(&self.memory, self.config.memory, image, tables.rsdp, &random_seed()?)?;
+        let mut seed = [0; 32];
+        random::fill(&mut seed).map_err(Error::Random)?;
+        let entry = linux64::load(&self.memory, self.config.memory, image, tables.rsdp, &seed)?;
         vm_memory::Bytes::write_slice(
             &self.memory,
             &tables.bytes,
@@ -428,14 +430,4 @@ fn create_vcpus(kvm: &Kvm, vm: &VmFd, cpus: u8) -> Result<Vec<Vcpu>, Error> {
         Ok(Vcpu { index, fd, cpuid })
     };
     (0..cpus).map(create).collect()
-}
-
-fn random_seed() -> Result<[u8; 32], Error> {
-    let mut seed = [0; 32];
-    // SAFETY: the buffer is as long as said; up to 256 bytes come whole.
-    let got = unsafe { libc::getrandom(seed.as_mut_ptr().cast(), seed.len(), 0) };
-    if got == seed.len() as isize {
-        return Ok(seed);
-    }
-    Err(Error::Kvm { operation: "getrandom", source: std::io::Error::last_os_error() })
 }

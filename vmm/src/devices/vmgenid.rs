@@ -5,7 +5,6 @@
 //! ACPI's generic event device notifies the guest's driver, which reads the ID again. See Microsoft, "Virtual Machine Generation
 //! ID", and ACPI 6.5, section 5.6.9.
 
-use std::io;
 use std::sync::Arc;
 
 use kvm_ioctls::VmFd;
@@ -15,6 +14,7 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use crate::error::{Error, kvm_error};
 use crate::layout;
 use crate::memory::GuestMemory;
+use crate::random;
 
 /// Bytes of a generation ID.
 pub const LEN: usize = 16;
@@ -31,14 +31,10 @@ pub fn write_generation(memory: &GuestMemory, id: &[u8; LEN]) -> Result<(), Erro
 /// Writes an ID that no machine has had before.
 ///
 /// # Errors
-/// [`Error::Kvm`] when the host gives no random bytes, and those of [`write_generation`].
+/// [`Error::Random`], and those of [`write_generation`].
 pub fn renew(memory: &GuestMemory) -> Result<(), Error> {
     let mut id = [0; LEN];
-    // SAFETY: the buffer is as long as said; up to 256 bytes come whole.
-    let got = unsafe { libc::getrandom(id.as_mut_ptr().cast(), id.len(), 0) };
-    if got != LEN as isize {
-        return Err(Error::Kvm { operation: "getrandom", source: io::Error::last_os_error() });
-    }
+    random::fill(&mut id).map_err(Error::Random)?;
     write_generation(memory, &id)
 }
 

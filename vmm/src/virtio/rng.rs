@@ -13,6 +13,7 @@ use super::chain::{Chain, Cursor};
 use super::queue::{Popped, QueueFault, Virtqueue};
 use super::worker::{Stop, Worker, stop_all};
 use super::{ActivateError, Activation, VirtioDevice, wait};
+use crate::random;
 
 /// Most bytes for one request.
 pub const MAX_FILL: usize = 4096;
@@ -35,7 +36,7 @@ impl Default for RngDevice {
 impl RngDevice {
     /// Returns a device that gives the host kernel's random bytes.
     pub fn new() -> Self {
-        Self::with_source(Box::new(host_random))
+        Self::with_source(Box::new(random::fill))
     }
 
     /// Returns a device that gives the bytes of `source`.
@@ -138,25 +139,6 @@ impl Server<'_> {
             }
         }
     }
-}
-
-fn host_random(bytes: &mut [u8]) -> io::Result<()> {
-    let mut done = 0;
-    while done < bytes.len() {
-        let rest = &mut bytes[done..];
-        // SAFETY: the buffer is as long as said and lives through the call.
-        let got = unsafe { libc::getrandom(rest.as_mut_ptr().cast(), rest.len(), 0) };
-        match usize::try_from(got) {
-            Ok(got) => done += got,
-            Err(_) => {
-                let error = io::Error::last_os_error();
-                if error.kind() != io::ErrorKind::Interrupted {
-                    return Err(error);
-                }
-            }
-        }
-    }
-    Ok(())
 }
 
 #[cfg(test)]
