@@ -150,3 +150,14 @@ impl fmt::Display for Error {
 }
 
 impl StdError for Error {}
+
+/// Returns the error's message with those of all that caused it, outermost first.
+pub fn with_causes(error: &(dyn StdError + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        text = format!("{text}: {cause}");
+        next = cause.source();
+    }
+    text
+}

@@ -16,7 +16,7 @@ use super::disk::GuestDisk;
 use super::guest::Guest;
 use super::life::Ended;
 use crate::cache::{DISK, MACHINE_STATE, MEMORY, MEMORY_MAP};
-use crate::error::{Blame, Error};
+use crate::error::{Blame, Error, with_causes};
 
 /// How long the guest may take to write out what it has buffered.
 const SYNC: Duration = Duration::from_secs(300);
@@ -152,16 +152,6 @@ fn new_file(path: &Path) -> Result<File, String> {
 
 fn died(error: &tokio::task::JoinError) -> Error {
     Error::new(Blame::Internal, "Taking a layer died").because(error)
-}
-
-fn with_causes(error: &(dyn std::error::Error + 'static)) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(cause) = next {
-        text = format!("{text}: {cause}");
-        next = cause.source();
-    }
-    text
 }
 
 fn host(message: &str, error: &(dyn std::error::Error + 'static)) -> Trouble {

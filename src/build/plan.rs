@@ -15,7 +15,7 @@ use kvmbake_vmm::boot::{self, BootOverrides, FileSource, Kernel};
 
 use super::step::shell_step;
 use crate::checksum::{self, Checksum};
-use crate::error::Error;
+use crate::error::{Error, with_causes};
 use crate::profile::units::Size;
 use crate::profile::{Fault, Named, Profile, Run, Source, Text};
 
@@ -226,17 +226,6 @@ fn open_base(profile: &Profile, faults: &mut Vec<Fault>) -> Option<(Arc<dyn Bloc
         fault(faults, size, message, Some("An image only grows".into()));
     }
     Some((base, format))
-}
-
-/// An error and its causes on one line.
-fn with_causes(error: &(dyn std::error::Error + 'static)) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(cause) = next {
-        text = format!("{text}: {cause}");
-        next = cause.source();
-    }
-    text
 }
 
 fn read_named(path: &Named<PathBuf>, limit: u64, faults: &mut Vec<Fault>) -> Option<Vec<u8>> {
