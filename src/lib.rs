@@ -17,3 +17,4 @@ pub mod command;
 pub mod error;
 pub mod profile;
 pub mod report;
+mod sparse;

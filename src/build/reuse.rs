@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use super::manifest::{Artifact, Manifest};
 use crate::cache::{Cache, CacheError, ExportKey, Exported, LayerId};
 use crate::profile::Output;
+use crate::sparse;
 
 /// The encoders' version; raised when they write other bytes for the same disk.
 const ENCODERS: &str = "1";
@@ -113,9 +114,10 @@ pub fn copy(source: &Path, target: &Path) -> io::Result<()> {
     to.set_len(length)?;
     let mut buffer = vec![0; CHUNK];
     let mut at = 0;
-    while let Some((start, end)) = next_data(&from, at)? {
-        at = start;
-        while at < end.min(length) {
+    while let Some(data) = sparse::next_data(&from, at)?.filter(|data| *data < length) {
+        let end = sparse::next_hole(&from, data)?.unwrap_or(length).min(length);
+        at = data;
+        while at < end {
             let part = &mut buffer[..CHUNK.min((end - at) as usize)];
             from.read_exact_at(part, at)?;
             to.write_all_at(part, at)?;
@@ -123,21 +125,6 @@ pub fn copy(source: &Path, target: &Path) -> io::Result<()> {
         }
     }
     to.sync_all()
-}
-
-/// Returns the next stretch of data of `file` at or after `from`.
-fn next_data(file: &File, from: u64) -> io::Result<Option<(u64, u64)>> {
-    let seek = |from: u64, whence| {
-        let from = libc::off_t::try_from(from).map_err(|_| io::ErrorKind::InvalidInput)?;
-        // SAFETY: lseek takes no memory; nobody uses the descriptor's position.
-        let found = unsafe { libc::lseek(file.as_raw_fd(), from, whence) };
-        u64::try_from(found).map_err(|_| io::Error::last_os_error())
-    };
-    match seek(from, libc::SEEK_DATA) {
-        Ok(start) => Ok(Some((start, seek(start, libc::SEEK_HOLE)?))),
-        Err(error) if error.raw_os_error() == Some(libc::ENXIO) => Ok(None),
-        Err(error) => Err(error),
-    }
 }
 
 #[cfg(test)]

@@ -11,11 +11,12 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::Cache;
-use super::digest::{is_zero, next_data, next_hole};
+use super::digest::is_zero;
 use super::envelope;
 use super::error::CacheError;
 use super::layer::{Layer, MEMORY, PACKED_MEMORY, RECORD, Record, describe};
 use super::lock::Hold;
+use crate::sparse::{next_data, next_hole};
 
 const MAGIC: &[u8; 8] = b"kvmbmem1";
 /// zstd's default: on memory it is as fast as the disk that the result is written to.
