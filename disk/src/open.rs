@@ -48,7 +48,7 @@ fn open_at_depth(
     };
     Ok(match format {
         Format::Raw => Arc::new(RawBlock::open(path, options.writable)?),
-        Format::Qcow2 => Arc::new(qcow2::open(path, options, depth)?),
+        Format::Qcow2 => qcow2::open(path, options, depth)?,
     })
 }
 

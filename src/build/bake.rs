@@ -102,9 +102,7 @@ impl Walk {
             None => self.chain.tip.as_ref().map(Layer::id),
         }
     }
-}
 
-impl Walk {
     /// Hands over the layer that the next one is built on.
     fn take_parent(&mut self) -> Parent {
         match self.pending.take() {
