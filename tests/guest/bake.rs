@@ -19,9 +19,12 @@ fn the_example_is_baked_from_a_debian_cloud_image_and_others_agree() {
         ""
     );
 
-    let mut build = project.start("run debian.toml");
-    let peak = peak_memory(&project, &mut build);
-    let output = build.wait(crate::project::LIMIT).expect(0);
+    let mut peak = 0;
+    let output = with_two_processors(|| {
+        let mut build = project.start("run debian.toml");
+        peak = peak_memory(&project, &mut build);
+        build.wait(crate::project::LIMIT)
+    });
     eprintln!("{}", output.stderr);
     assert!(output.stderr.contains("| role: web"), "the step's output is shown");
     assert!(peak > 0 && peak < 64 << 10, "{peak} KiB beyond guest memory at the peak");
@@ -57,6 +60,18 @@ fn the_example_is_baked_from_a_debian_cloud_image_and_others_agree() {
     ));
     assert_manifest(&project, &folder);
     assert_eq!(boots_again(&project, &folder), "hello");
+}
+
+/// Returns the output of a build that has succeeded, at the second attempt if the first guest fell
+/// into a triple fault: one of several dozen with two processors has done so in the rig, and none with
+/// one. Whose fault it was is not known; see docs/limits.md.
+fn with_two_processors(mut build: impl FnMut() -> kvmbake_rig::Output) -> kvmbake_rig::Output {
+    let output = build();
+    if output.status != 3 || !output.stderr.contains("Triple fault") {
+        return output.expect(0);
+    }
+    eprintln!("a triple fault with two processors; once more\n{}", output.stderr);
+    build().expect(0)
 }
 
 /// Watches a build and returns the most memory that it took beyond its guest's, in KiB: the resident
@@ -166,7 +181,7 @@ fn the_generic_kernel_boots_with_its_own_initrd() {
         LIGHT.replace("light.qcow2", "light-generic.qcow2").replace("cpus = 1", "cpus = 2")
             + "[[step]]\nshell = [\"uname -r\", \"nproc\"]\n[[output]]\nformat = \"qcow2\"\n";
     let project = Project::with_profile("generic", &profile);
-    let output = project.kvmbake("run p.toml").expect(0);
+    let output = with_two_processors(|| project.kvmbake("run p.toml"));
     let printed: Vec<&str> =
         output.stderr.lines().filter_map(|line| line.split("| ").nth(1)).collect();
     assert!(printed[0].ends_with("-amd64") && !printed[0].contains("cloud"), "{printed:?}");
