@@ -91,7 +91,7 @@ fn words(now: SystemTime) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::session::sshd::Sshd;
+    use crate::session::sshd::{Sshd, scripts};
     use std::process::Command;
 
     /// A guest whose `date` (and `sudo`) is a script; the folder of the scripts.
@@ -99,13 +99,7 @@ mod tests {
         tools: &[(&str, &str)],
         privilege: &Privilege,
     ) -> (Result<ClockSet, SessionError>, String) {
-        let folder = tempfile::tempdir().expect("folder");
-        for (name, body) in tools {
-            let program = folder.path().join(name);
-            std::fs::write(&program, format!("#!/bin/sh\n{body}\n")).expect("write");
-            std::fs::set_permissions(&program, std::os::unix::fs::PermissionsExt::from_mode(0o755))
-                .expect("mode");
-        }
+        let folder = scripts(tools);
         let sshd = Sshd::with(&format!("SetEnv PATH={}:/usr/bin:/bin", folder.path().display()));
         let (session, _server) = sshd.session().await;
         let result = set(&session, privilege, at).await;

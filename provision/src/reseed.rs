@@ -64,17 +64,11 @@ const LINE: &str = "head -c 1024 /dev/hwrng >/dev/urandom || exit 1; \
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::session::sshd::Sshd;
+    use crate::session::sshd::{Sshd, scripts};
 
     /// A guest whose tools are these scripts.
     async fn with_tools(tools: &[(&str, &str)]) -> Reseeded {
-        let folder = tempfile::tempdir().expect("folder");
-        for (name, body) in tools {
-            let program = folder.path().join(name);
-            std::fs::write(&program, format!("#!/bin/sh\n{body}\n")).expect("write");
-            std::fs::set_permissions(&program, std::os::unix::fs::PermissionsExt::from_mode(0o755))
-                .expect("mode");
-        }
+        let folder = scripts(tools);
         // A path of its own, which no start-up file adds to: the host's perl must not reseed the host.
         let folder = folder.path().display();
         let path = format!("SetEnv PATH={folder} HOME={folder}");

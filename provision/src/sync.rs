@@ -37,15 +37,11 @@ pub async fn sync(session: &Session, limit: Duration) -> Result<(), SyncError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::session::sshd::Sshd;
+    use crate::session::sshd::{Sshd, scripts};
 
     /// A guest whose `sync` is a script.
     async fn synced(body: &str, limit: Duration) -> (Result<(), SyncError>, bool) {
-        let tools = tempfile::tempdir().expect("folder");
-        let program = tools.path().join("sync");
-        std::fs::write(&program, format!("#!/bin/sh\n{body}\n")).expect("write");
-        std::fs::set_permissions(&program, std::os::unix::fs::PermissionsExt::from_mode(0o755))
-            .expect("mode");
+        let tools = scripts(&[("sync", body)]);
         let sshd = Sshd::with(&format!("SetEnv PATH={}:/usr/bin:/bin", tools.path().display()));
         let (session, _server) = sshd.session().await;
         let result = sync(&session, limit).await;

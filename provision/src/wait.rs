@@ -96,22 +96,17 @@ fn shortened(details: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::session::sshd::{Server, Sshd};
+    use crate::session::sshd::{Server, Sshd, scripts};
     use std::fs;
 
     /// A guest whose cloud-init is a script, and whose `/run/cloud-init` is a folder of the test.
     async fn guest(body: Option<&str>) -> (Sshd, Session, Server) {
-        let tools = tempfile::tempdir().expect("folder").keep();
+        let tools = body.map(|body| ("cloud-init", body));
+        let tools = scripts(tools.as_slice()).keep();
         let run = tools.join("run");
         fs::create_dir(&run).expect("folder");
         let path = format!("{}:/usr/bin:/bin", tools.display());
         let sshd = Sshd::with(&format!("SetEnv PATH={path} KVMBAKE_TEST_RUN={}", run.display()));
-        if let Some(body) = body {
-            let program = tools.join("cloud-init");
-            fs::write(&program, format!("#!/bin/sh\n{body}\n")).expect("write");
-            fs::set_permissions(&program, std::os::unix::fs::PermissionsExt::from_mode(0o755))
-                .expect("mode");
-        }
         let (session, server) = sshd.session().await;
         (sshd, session, server)
     }

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::super::sshd::Sshd;
+use super::super::sshd::{Sshd, scripts};
 use super::*;
 use crate::command::Program;
 use crate::output::Tail;
@@ -232,15 +232,10 @@ async fn real_sudo_and_su_change_the_user_and_a_command_under_them_can_be_killed
 
 /// Puts a program called `sudo` before the real ones, for a session that believes it is not root.
 async fn with_sudo(body: &str) -> (Sshd, Session, super::super::sshd::Server) {
-    let tools = tempfile::tempdir().expect("folder");
-    let sshd = Sshd::with(&format!("SetEnv PATH={}:/usr/bin:/bin", tools.path().display()));
-    let sudo = tools.path().join("sudo");
-    std::fs::write(&sudo, format!("#!/bin/sh\n{body}\n")).expect("write");
-    std::fs::set_permissions(&sudo, std::os::unix::fs::PermissionsExt::from_mode(0o755))
-        .expect("mode");
+    let tools = scripts(&[("sudo", body)]).keep();
+    let sshd = Sshd::with(&format!("SetEnv PATH={}:/usr/bin:/bin", tools.display()));
     let (mut session, server) = sshd.session().await;
     session.user = "debian".into();
-    std::mem::forget(tools);
     (sshd, session, server)
 }
 

@@ -1,6 +1,8 @@
 //! A real OpenSSH server for the tests: `sshd -i` at the other end of a socket pair, no port, everything in a folder.
 
+use std::fs::Permissions;
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -27,6 +29,17 @@ impl Server {
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
+}
+
+/// Returns a folder with these shell scripts as programs: what a guest finds first on its PATH.
+pub(crate) fn scripts(scripts: &[(&str, &str)]) -> tempfile::TempDir {
+    let folder = tempfile::tempdir().expect("folder");
+    for (name, body) in scripts {
+        let program = folder.path().join(name);
+        std::fs::write(&program, format!("#!/bin/sh\n{body}\n")).expect("write");
+        std::fs::set_permissions(&program, Permissions::from_mode(0o755)).expect("mode");
+    }
+    folder
 }
 
 impl Drop for Server {
