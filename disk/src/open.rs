@@ -25,6 +25,9 @@ pub struct OpenOptions {
     pub format: Option<Format>,
     /// Directories below which an image may name backing files and data files.
     pub allow_backing: Vec<PathBuf>,
+    /// Read also qcow2 images that are marked as dirty: their last user did not close them, so that
+    /// their refcounts are worth nothing. Never for writing.
+    pub accept_dirty: bool,
 }
 
 /// Opens the disk image at `path` and locks it: shared for reading, alone for writing.
@@ -118,6 +121,7 @@ pub(crate) fn open_backing(
         writable: false,
         format: Some(format),
         allow_backing: options.allow_backing.clone(),
+        accept_dirty: options.accept_dirty,
     };
     open_at_depth(&resolved, &options, depth + 1)
 }

@@ -13,7 +13,7 @@ use support::{Random, patchy, qemu_img, text};
 use tempfile::TempDir;
 
 fn open_as_qcow2(path: &Path, writable: bool) -> Result<std::sync::Arc<dyn Block>, Error> {
-    open(path, &OpenOptions { writable, format: Some(Format::Qcow2), allow_backing: Vec::new() })
+    open(path, &OpenOptions { writable, format: Some(Format::Qcow2), ..OpenOptions::default() })
 }
 
 fn refusal(path: &Path) -> Error {
@@ -345,7 +345,13 @@ fn random_damage_never_panics_or_hangs() {
                 damage(&mut bytes, &mut random);
                 let path = dir.path().join("damaged.qcow2");
                 std::fs::write(&path, &bytes).unwrap();
-                if let Ok(disk) = open_as_qcow2(&path, round % 2 == 1) {
+                let options = OpenOptions {
+                    writable: round % 2 == 1,
+                    format: Some(Format::Qcow2),
+                    accept_dirty: round % 2 == 0,
+                    ..OpenOptions::default()
+                };
+                if let Ok(disk) = open(&path, &options) {
                     opened += 1;
                     use_roughly(&*disk, &mut random);
                 }
@@ -421,6 +427,51 @@ fn use_roughly(disk: &dyn Block, random: &mut Random) {
         };
     }
     let _ = disk.flush();
+}
+
+#[test]
+fn a_dirty_image_is_read_without_its_refcounts_if_the_caller_accepts_it() {
+    let dir = TempDir::new().unwrap();
+    let path = dir.path().join("dirty.qcow2");
+    let create = ["create", "-q", "-f", "qcow2", "-o", "lazy_refcounts=on", text(&path), "8M"];
+    qemu_img(&create);
+    // QEMU is killed before it writes the refcounts.
+    let writes = ["-f", "qcow2", "-c", "write -P 5 1M 3M", "-c", "flush", "-c", "sigraise 9"];
+    support::run("qemu-io", &[&writes[..], &[text(&path)]].concat());
+    let accept =
+        OpenOptions { format: Some(Format::Qcow2), accept_dirty: true, ..OpenOptions::default() };
+    let error = refusal(&path);
+    assert_eq!(error.kind(), ErrorKind::Corrupt);
+    assert!(error.to_string().contains("marked as dirty"), "{error}");
+    let error = open(&path, &OpenOptions { writable: true, ..accept.clone() }).unwrap_err();
+    assert!(error.to_string().contains("marked as dirty"), "{error}");
+
+    let disk = open(&path, &accept).unwrap();
+    let mut contents = vec![0; 8 << 20];
+    contents[1 << 20..4 << 20].fill(5);
+    support::assert_contents(&*disk, &contents);
+    drop(disk);
+    let report = check_refcounts(&path).unwrap();
+    assert!(report.dirty && report.too_low > 0 && report.overlap.is_none(), "{report:?}");
+
+    // Two L2 entries for one cluster, and one for that of the L1 table: nothing to rely on.
+    let good = std::fs::read(&path).unwrap();
+    let l1 = get64(&good, 40);
+    let l2 = (get64(&good, l1 as usize) & 0x00ff_ffff_ffff_fe00) as usize;
+    let entry = get64(&good, l2 + 16 * 8);
+    for target in [entry, l1 | 1 << 63] {
+        let mut bytes = good.clone();
+        put64(&mut bytes, l2 + 17 * 8, target);
+        std::fs::write(&path, &bytes).unwrap();
+        let error = open(&path, &accept).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Corrupt);
+        assert!(error.to_string().contains("used twice"), "{error}");
+    }
+
+    // Repaired by QEMU it is the same.
+    std::fs::write(&path, &good).unwrap();
+    qemu_img(&["check", "-q", "-r", "all", text(&path)]);
+    support::assert_contents(&*open_as_qcow2(&path, false).unwrap(), &contents);
 }
 
 #[test]

@@ -100,8 +100,8 @@ impl Plan {
         let image = &self.profile.image;
         let options = OpenOptions {
             format: Some(self.base_format),
-            writable: false,
             allow_backing: image.allow_backing.clone(),
+            ..OpenOptions::default()
         };
         kvmbake_disk::files(&image.source.value, &options)
             .map_err(|error| Error::input("Cannot read the base image").because(&error))
@@ -208,8 +208,8 @@ fn open_base(profile: &Profile, faults: &mut Vec<Fault>) -> Option<(Arc<dyn Bloc
     };
     let options = OpenOptions {
         format: Some(format),
-        writable: false,
         allow_backing: profile.image.allow_backing.clone(),
+        ..OpenOptions::default()
     };
     let base = match kvmbake_disk::open(&source.value, &options) {
         Ok(base) => base,

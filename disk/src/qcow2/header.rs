@@ -46,6 +46,8 @@ pub(super) struct Header {
     pub refcount_order: u32,
     pub snapshots: u32,
     pub snapshots_offset: u64,
+    /// Its last user did not close it, and the refcounts may be behind.
+    pub dirty: bool,
     /// There are persistent bitmaps or other things that take clusters and that are not read.
     pub has_extras: bool,
     pub backing: Option<Backing>,
@@ -89,6 +91,15 @@ impl Header {
         }
     }
 
+    /// Refuses an image that its last user did not close.
+    pub(super) fn refuse_dirty(&self, file: &HostFile) -> Result<(), Error> {
+        if !self.dirty {
+            return Ok(());
+        }
+        let detail = "it is marked as dirty: its last user did not close it";
+        Err(corrupt(file, 72, detail.into()).with_hint(repair(file)))
+    }
+
     /// Reads and checks the header.
     pub(super) fn read(file: &HostFile) -> Result<Header, Error> {
         let mut buf = [0; V3_LENGTH + 8];
@@ -123,6 +134,7 @@ impl Header {
             refcount_order: raw.refcount_order,
             snapshots: raw.snapshots,
             snapshots_offset: raw.snapshots_offset,
+            dirty: raw.incompatible & INCOMPATIBLE_DIRTY != 0,
             has_extras: false,
             backing: None,
             data_file: (raw.incompatible & INCOMPATIBLE_DATA_FILE != 0)
@@ -255,24 +267,18 @@ impl Fields {
             2 => return Err(unsupported(file, "LUKS encryption".into())),
             other => return Err(unsupported(file, format!("encryption method {other}"))),
         }
-        let repair = format!("Repair it with: qemu-img check -r all {}", file.path().display());
         if self.incompatible & INCOMPATIBLE_CORRUPT != 0 {
-            return Err(corrupt(file, 72, "it is marked as corrupt".into()).with_hint(repair));
-        }
-        if self.incompatible & INCOMPATIBLE_DIRTY != 0 {
-            return Err(corrupt(
-                file,
-                72,
-                "it is marked as dirty: its last user did not close it".into(),
-            )
-            .with_hint(repair));
+            return Err(corrupt(file, 72, "it is marked as corrupt".into()).with_hint(repair(file)));
         }
         if (self.incompatible & INCOMPATIBLE_COMPRESSION != 0) != (self.compression != 0)
             || self.compression > 1
         {
             return Err(unsupported(file, format!("compression type {}", self.compression)));
         }
-        let known = INCOMPATIBLE_DATA_FILE | INCOMPATIBLE_COMPRESSION | INCOMPATIBLE_EXTENDED_L2;
+        let known = INCOMPATIBLE_DIRTY
+            | INCOMPATIBLE_DATA_FILE
+            | INCOMPATIBLE_COMPRESSION
+            | INCOMPATIBLE_EXTENDED_L2;
         if self.incompatible & !known != 0 {
             return Err(unsupported(
                 file,
@@ -386,6 +392,11 @@ impl Fields {
 fn text(file: &HostFile, at: usize, bytes: &[u8], what: &str) -> Result<String, Error> {
     String::from_utf8(bytes.to_vec())
         .map_err(|_| corrupt(file, at as u64, format!("the {what} is not UTF-8")))
+}
+
+/// Returns how to repair the image.
+pub(super) fn repair(file: &HostFile) -> String {
+    format!("Repair it with: qemu-img check -r all {}", file.path().display())
 }
 
 pub(super) fn corrupt(file: &HostFile, offset: u64, detail: String) -> Error {

@@ -4,8 +4,8 @@
 //! writes through. This file turns imago's view into a [`Block`] and adds what it leaves out:
 //! freeing the host's space on discard, walking the data extents, and taking any disk as backing.
 //!
-//! Images with zstd clusters or extended L2 entries, which imago does not know, are read through
-//! `reader` and not written.
+//! Images with zstd clusters or extended L2 entries, which imago does not know, and dirty ones, which
+//! it refuses, are read through `reader` and not written.
 //!
 //! Left out: encryption (refused by name), and internal snapshots other than the current state.
 
@@ -76,6 +76,9 @@ pub(crate) fn open(
     let wanted = if writable { Use::Write } else { Use::Read };
     lock::lock(file.file(), path, wanted)?;
     let header = Header::read(&file)?;
+    if writable || !options.accept_dirty {
+        header.refuse_dirty(&file)?;
+    }
     let read_only_feature = header.read_only_feature();
     if let Some(feature) = read_only_feature.filter(|_| writable) {
         return Err(header::unsupported(&file, format!("{feature} and is to be written"))
@@ -89,6 +92,7 @@ pub(crate) fn open(
     let data_len = data_file.as_ref().map_or(file.len(), HostFile::len);
     let doubtful = structure::check(&file, &header, data_len)?;
     refuse_low_refcounts(&file, &header)?;
+    let own_driver = read_only_feature.is_some() || header.dirty;
     let file_len = file.len();
     let base = match &header.backing {
         Some(backing) => {
@@ -97,7 +101,7 @@ pub(crate) fn open(
         None => None,
     };
 
-    if read_only_feature.is_some() {
+    if own_driver {
         let disk = Reader::new(path, file, data_file, base, header)?;
         check_doubtful(&disk, doubtful, path, file_len)?;
         return Ok(Arc::new(disk));
@@ -115,14 +119,24 @@ pub(crate) fn open(
 
 /// Refuses an image of which clusters are used more often than they are counted: whoever wrote it
 /// last was interrupted or wrong, and whoever writes to it next overwrites data.
+///
+/// In a dirty image the counts say nothing. They are taken anew there, and must come out as those
+/// of a sound image: no table and no data cluster of the disk has a second use.
 fn refuse_low_refcounts(file: &HostFile, header: &Header) -> Result<(), Error> {
     match refcounts::check(file, header, Depth::Current)? {
+        RefcountReport { overlap: Some(overlap), .. } if header.dirty => Err(header::corrupt(
+            file,
+            overlap,
+            "it is marked as dirty, and a cluster is used twice".into(),
+        )
+        .with_hint(header::repair(file))),
+        _ if header.dirty => Ok(()),
         RefcountReport { too_low, first: Some(first), .. } => Err(header::corrupt(
             file,
             first,
             format!("{too_low} clusters are used more often than their refcounts say"),
         )
-        .with_hint(format!("Repair it with: qemu-img check -r all {}", file.path().display()))),
+        .with_hint(header::repair(file))),
         _ => Ok(()),
     }
 }
@@ -130,7 +144,7 @@ fn refuse_low_refcounts(file: &HostFile, header: &Header) -> Result<(), Error> {
 /// Compares the refcounts of a qcow2 image with what refers to its clusters.
 ///
 /// # Errors
-/// What opening the image meets, low refcounts apart.
+/// What opening the image meets, low refcounts and the mark of a dirty image apart.
 pub fn check_refcounts(path: &Path) -> Result<RefcountReport, Error> {
     let file = HostFile::open(path, false)?;
     lock::lock(file.file(), path, Use::Read)?;
@@ -260,6 +274,7 @@ pub fn open_overlay(path: &Path, base: Arc<dyn Block>) -> Result<Arc<Qcow2Block>
     let file = HostFile::open(path, false)?;
     lock::lock(file.file(), path, Use::Read)?;
     let header = Header::read(&file)?;
+    header.refuse_dirty(&file)?;
     if header.backing.is_some() || header.data_file.is_some() {
         return Err(Error::new(ErrorKind::NamesOtherFile, "open")
             .on(path)

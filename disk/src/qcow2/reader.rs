@@ -1,5 +1,5 @@
 //! A read-only driver of our own, for images with what imago does not know: Zstandard clusters
-//! and extended L2 entries.
+//! and extended L2 entries; and for dirty images.
 //!
 //! Contract: [`Block`]'s, over an image that `header` and `structure` have checked. Memory is
 //! bounded by the L1 table, a few L2 tables and one cluster. Left out: writing.

@@ -35,6 +35,11 @@ pub struct RefcountReport {
     /// Clusters whose refcount is higher than their use; `None` where the image holds things
     /// (persistent bitmaps) whose clusters are not known here.
     pub leaked: Option<u64>,
+    /// The place of the first cluster that the disk as it is now uses twice, though nothing but
+    /// compressed data shares clusters.
+    pub overlap: Option<u64>,
+    /// Whether the image is marked as dirty: the counts may be behind, and its writer knew.
+    pub dirty: bool,
     /// Bytes of a cluster.
     pub cluster_size: u64,
 }
@@ -71,12 +76,17 @@ pub(super) fn check(
     let mut report = RefcountReport {
         leaked: is_complete.then_some(0),
         cluster_size,
+        dirty: header.dirty,
         ..RefcountReport::default()
     };
+    let has_snapshots = tables.l1.len() > 1;
     for first in (0..clusters).step_by(WINDOW as usize) {
         let len = (clusters - first).min(WINDOW) as usize;
-        let mut count = Count { file, header, first, uses: vec![0; len] };
+        let mut count = Count { file, header, first, uses: vec![0; len], overlap: None };
         count.add_everything(&tables)?;
+        if !has_snapshots {
+            report.overlap = report.overlap.or(count.overlap);
+        }
         count.compare(&tables.refcount_blocks, &mut report)?;
     }
     Ok(report)
@@ -145,12 +155,22 @@ struct Count<'a> {
     file: &'a HostFile,
     header: &'a Header,
     first: u64,
+    /// How often each is used; the highest bit is set where something wants it for itself.
     uses: Vec<u16>,
+    /// The place of the first that something wants for itself and that has another use.
+    overlap: Option<u64>,
 }
+
+/// The highest bit of a count.
+const ALONE: u16 = 1 << 15;
 
 impl Count<'_> {
     /// Counts one use of every cluster that the bytes touch.
     fn add(&mut self, offset: u64, len: u64) {
+        self.add_use(offset, len, ALONE);
+    }
+
+    fn add_use(&mut self, offset: u64, len: u64, alone: u16) {
         if len == 0 {
             return;
         }
@@ -159,7 +179,10 @@ impl Count<'_> {
         let window = self.first..self.first + self.uses.len() as u64;
         for cluster in (offset >> bits).max(window.start)..(last + 1).min(window.end) {
             let uses = &mut self.uses[(cluster - self.first) as usize];
-            *uses = uses.saturating_add(1);
+            if *uses != 0 && (*uses | alone) & ALONE != 0 {
+                self.overlap.get_or_insert(cluster << bits);
+            }
+            *uses = (*uses & !ALONE).saturating_add(1).min(!ALONE) | (*uses | alone) & ALONE;
         }
     }
 
@@ -199,7 +222,7 @@ impl Count<'_> {
             }
             if entry & COMPRESSED != 0 {
                 let (start, end) = compressed_extent(header, entry);
-                self.add(start, end - start);
+                self.add_use(start, end - start, 0);
             } else if header.data_file.is_none() && entry & OFFSET_MASK != 0 {
                 // Also a cluster that reads as zeroes may keep its place.
                 self.add(entry & OFFSET_MASK, cluster_size);
@@ -214,6 +237,7 @@ impl Count<'_> {
         let mut block = vec![0; self.header.cluster_size() as usize];
         let mut loaded = None;
         for (cluster, uses) in (self.first..).zip(&self.uses) {
+            let uses = uses & !ALONE;
             let index = cluster / per_block;
             let place = blocks.get(index as usize).copied().unwrap_or(0);
             if loaded != Some(index) {
@@ -224,10 +248,10 @@ impl Count<'_> {
                 loaded = Some(index);
             }
             let stored = refcount(&block, cluster % per_block, self.header.refcount_order);
-            if stored < u64::from(*uses) {
+            if stored < u64::from(uses) {
                 report.too_low += 1;
                 report.first.get_or_insert(cluster * self.header.cluster_size());
-            } else if stored > u64::from(*uses) && *uses < u16::MAX {
+            } else if stored > u64::from(uses) && uses < !ALONE {
                 report.leaked = report.leaked.map(|leaked| leaked + 1);
             }
         }
