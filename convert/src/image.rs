@@ -38,6 +38,8 @@ pub(crate) struct Opened {
     pub(crate) details: Vec<(&'static str, String)>,
     /// What is wrong without making it unreadable.
     pub(crate) problems: Vec<String>,
+    /// What a person should know of how it is read.
+    pub(crate) notes: Vec<String>,
     /// Bytes of the file that nothing refers to, where that is known.
     pub(crate) unused: Option<u64>,
 }
@@ -48,7 +50,7 @@ impl Opened {
     }
 
     pub(crate) fn of(disk: Arc<dyn Block>, details: Vec<(&'static str, String)>) -> Opened {
-        Opened { disk, details, problems: Vec::new(), unused: None }
+        Opened { disk, details, problems: Vec::new(), notes: Vec::new(), unused: None }
     }
 
     /// Notes how many bytes of the file something refers to, headers included.
@@ -59,6 +61,11 @@ impl Opened {
 
     pub(crate) fn with_problem(mut self, problem: String) -> Opened {
         self.problems.push(problem);
+        self
+    }
+
+    pub(crate) fn with_note(mut self, note: impl Into<String>) -> Opened {
+        self.notes.push(note.into());
         self
     }
 
@@ -79,6 +86,19 @@ impl Opened {
 /// file system answered, naming the file and the reason.
 pub fn open(path: &Path, options: &OpenOptions) -> Result<Arc<dyn Block>, Error> {
     Ok(open_image(path, options)?.1.disk)
+}
+
+/// Opens the disk in an image as [`open`] does; returns also what a person should know of how it
+/// is read, such as that its last user did not close it.
+///
+/// # Errors
+/// Those of [`open`].
+pub fn open_noting(
+    path: &Path,
+    options: &OpenOptions,
+) -> Result<(Arc<dyn Block>, Vec<String>), Error> {
+    let opened = open_image(path, options)?.1;
+    Ok((opened.disk, opened.notes))
 }
 
 /// Opens the image; returns also its format, as given or probed.
@@ -112,14 +132,23 @@ fn open_with_disk(
     let options = kvmbake_disk::OpenOptions {
         format: Some(format),
         allow_backing: options.allow_backing.clone(),
+        accept_dirty: true,
         ..kvmbake_disk::OpenOptions::default()
     };
     let disk = kvmbake_disk::open(path, &options)?;
-    let details = match format {
-        kvmbake_disk::Format::Raw => Vec::new(),
-        kvmbake_disk::Format::Qcow2 => qcow2::details(&ImageFile::open(path)?)?,
-    };
-    Ok(Opened::of(disk, details))
+    if format == kvmbake_disk::Format::Raw {
+        return Ok(Opened::of(disk, Vec::new()));
+    }
+    let mut opened = Opened::of(disk, qcow2::details(&ImageFile::open(path)?)?);
+    for file in kvmbake_disk::files(path, &options)? {
+        if qcow2::is_dirty(&ImageFile::open(&file)?)? {
+            let file = if file == path { "it".to_owned() } else { file.display().to_string() };
+            opened = opened.with_note(format!(
+                "{file} is marked as dirty, its last user did not close it: its refcounts are not used"
+            ));
+        }
+    }
+    Ok(opened)
 }
 
 /// Opens a raw image that is compressed as a whole.
@@ -228,6 +257,8 @@ pub struct ImageInfo {
     pub data: u64,
     /// What else the format tells, as names and values.
     pub details: Vec<(&'static str, String)>,
+    /// What a person should know of how it is read.
+    pub notes: Vec<String>,
     /// The files that the image is based on, nearest first.
     pub chain: Vec<BackingInfo>,
 }
@@ -253,6 +284,7 @@ pub fn info(path: &Path, options: &OpenOptions) -> Result<ImageInfo, Error> {
         allocated: file.allocated,
         data,
         details: opened.details,
+        notes: opened.notes,
         chain: chain(path, format, options)?,
     })
 }

@@ -15,6 +15,7 @@ use kvmbake_disk::{Block, Error, ErrorKind, Extent};
 use rustix::fs::{Mode, OFlags, SeekFrom, seek};
 
 use crate::error::{corrupt, truncated, unsupported};
+use crate::patches::Patches;
 
 /// An image file opened for reading.
 #[derive(Debug, Clone)]
@@ -27,6 +28,8 @@ pub(crate) struct ImageFile {
     pub(crate) len: u64,
     /// Bytes that the file occupies on the host.
     pub(crate) allocated: u64,
+    /// What it holds instead of the file's own bytes.
+    patches: Option<Arc<Patches>>,
 }
 
 impl ImageFile {
@@ -59,12 +62,18 @@ impl ImageFile {
             base: 0,
             len: metadata.len(),
             allocated: metadata.blocks() * 512,
+            patches: None,
         })
+    }
+
+    /// Returns the image with changes, which are of the image's own bytes.
+    pub(crate) fn patched(self, patches: Patches) -> ImageFile {
+        ImageFile { len: patches.len(), patches: Some(Arc::new(patches)), ..self }
     }
 
     /// Returns the image that is a part of this one, which the caller knows to be inside.
     pub(crate) fn part(&self, base: u64, len: u64) -> ImageFile {
-        ImageFile { base: self.base + base, len, ..self.clone() }
+        ImageFile { base: self.base + base, len, patches: None, ..self.clone() }
     }
 
     /// Returns whether both are one file.
@@ -79,9 +88,16 @@ impl ImageFile {
 
     /// Fills `buf` from the file's byte `at`.
     pub(crate) fn read(&self, buf: &mut [u8], at: u64) -> Result<(), Error> {
+        let stored = self.patches.as_ref().map_or(buf.len(), |all| all.stored(at, buf.len()));
+        let (own, behind) = buf.split_at_mut(stored);
+        behind.fill(0);
         self.file
-            .read_exact_at(buf, self.base + at)
-            .map_err(|error| Error::io("read", error).on(&self.path).at(at))
+            .read_exact_at(own, self.base + at)
+            .map_err(|error| Error::io("read", error).on(&self.path).at(at))?;
+        if let Some(patches) = &self.patches {
+            patches.apply(buf, at);
+        }
+        Ok(())
     }
 
     /// Returns `N` bytes from the file's byte `at`; `what` names them should the file end before.
@@ -108,6 +124,11 @@ impl ImageFile {
 
     /// Returns the first byte at or after `from` that is not in a hole of the file.
     pub(crate) fn next_data(&self, from: u64) -> Result<Option<Extent>, Error> {
+        if self.patches.is_some() {
+            // A hole of the file may have been filled.
+            let len = self.len.saturating_sub(from);
+            return Ok((len > 0).then_some(Extent { offset: from, len }));
+        }
         let sought = |result: Result<u64, rustix::io::Errno>| match result {
             Ok(at) => Ok(Some(at)),
             Err(rustix::io::Errno::NXIO) => Ok(None),
@@ -374,7 +395,7 @@ mod tests {
     fn image(len: u64) -> ImageFile {
         let file = tempfile::tempfile().unwrap();
         file.set_len(len).unwrap();
-        ImageFile { file: Arc::new(file), path: "image".into(), base: 0, len, allocated: 0 }
+        ImageFile::of(file, Path::new("image")).unwrap()
     }
 
     #[test]

@@ -58,6 +58,15 @@ pub fn measure(source: &dyn Block, encoding: &Encoding) -> Result<Measure, Error
     Ok(Measure { virtual_size, required, fully_allocated })
 }
 
+/// Checks that the target's format and options can hold a disk of this size, as far as that does
+/// not depend on its content. Nothing is created.
+///
+/// # Errors
+/// [`Error::Refused`]; that of opening the backing file of a qcow2 target.
+pub fn check_fit(target: &Target, virtual_size: u64) -> Result<(), Error> {
+    plan(target, &DiskInfo { virtual_size, data_units: 0 }).map(|_| ())
+}
+
 /// Feeds an encoder; returns the virtual size and the length of the files.
 fn run(
     source: &dyn Block,

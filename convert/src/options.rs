@@ -10,7 +10,7 @@ use crate::qcow2::Qcow2Options;
 use crate::vdi::VdiOptions;
 use crate::vhd::VhdOptions;
 use crate::vhdx::VhdxOptions;
-use crate::vmdk::VmdkOptions;
+use crate::vmdk::{Subformat, VmdkOptions};
 
 /// A format together with how to write it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -60,12 +60,7 @@ impl Encoding {
             Encoding::Vmdk(options) => options.set(key, value),
             Encoding::Ova(options) => options.set(key, value),
         };
-        result.map_err(|fault| OptionError {
-            format: self.format(),
-            key: key.to_owned(),
-            value: value.to_owned(),
-            fault,
-        })
+        result.map_err(|fault| self.error(key, value, fault))
     }
 
     /// Asks for compressed data, as `qemu-img convert -c` does.
@@ -73,20 +68,45 @@ impl Encoding {
     /// # Errors
     /// The format cannot compress.
     pub fn compress(&mut self) -> Result<(), OptionError> {
-        match self {
-            Encoding::Qcow2(options) => options.compressed = true,
-            Encoding::Vmdk(options) => options.subformat = crate::vmdk::Subformat::StreamOptimized,
-            Encoding::Ova(_) => {}
-            _ => {
-                return Err(OptionError {
-                    format: self.format(),
-                    key: "compression".to_owned(),
-                    value: String::new(),
-                    fault: Fault::Unknown(&[]),
-                });
+        let fault = match self {
+            Encoding::Qcow2(options) => {
+                options.compressed = true;
+                return Ok(());
             }
+            Encoding::Vmdk(options) if options.subformat == Subformat::MonolithicFlat => {
+                Fault::Contradicts("subformat=monolithicFlat")
+            }
+            Encoding::Vmdk(options) => {
+                options.subformat = Subformat::StreamOptimized;
+                return Ok(());
+            }
+            Encoding::Ova(_) => return Ok(()),
+            _ => Fault::Unknown(&[]),
+        };
+        Err(self.error("compression", "", fault))
+    }
+
+    /// Checks that the options go together; each for itself was checked by [`Encoding::set`].
+    ///
+    /// # Errors
+    /// One needs another, or excludes it.
+    pub fn check(&self) -> Result<(), OptionError> {
+        match self {
+            Encoding::Qcow2(options) => {
+                options.check().map_err(|(key, value, fault)| self.error(key, &value, fault))
+            }
+            _ => Ok(()),
         }
-        Ok(())
+    }
+
+    /// Returns whether the image states the name of its own file, so that the name decides its
+    /// bytes too.
+    pub fn states_file_name(&self) -> bool {
+        matches!(self, Encoding::Vmdk(_) | Encoding::Ova(_))
+    }
+
+    fn error(&self, key: &str, value: &str, fault: Fault) -> OptionError {
+        OptionError { format: self.format(), key: key.to_owned(), value: value.to_owned(), fault }
     }
 }
 
@@ -119,6 +139,14 @@ impl OptionError {
     pub fn is_unknown(&self) -> bool {
         matches!(self.fault, Fault::Unknown(_))
     }
+
+    /// Returns the options that the format has, when this one is not among them.
+    pub fn known(&self) -> &'static [&'static str] {
+        match self.fault {
+            Fault::Unknown(known) => known,
+            _ => &[],
+        }
+    }
 }
 
 impl fmt::Display for OptionError {
@@ -132,6 +160,10 @@ impl fmt::Display for OptionError {
             Fault::Expected(what) => {
                 write!(f, "The {format} option {key} takes {what}, not {value:?}")
             }
+            Fault::Needs(other) => write!(f, "The {format} option {key} needs {other}"),
+            Fault::Contradicts(other) => {
+                write!(f, "The {format} option {key} does not go with {other}")
+            }
         }
     }
 }
@@ -143,6 +175,10 @@ pub(crate) enum Fault {
     Unknown(&'static [&'static str]),
     /// What the option takes.
     Expected(&'static str),
+    /// What must be given too.
+    Needs(&'static str),
+    /// What must not be given too.
+    Contradicts(&'static str),
 }
 
 /// Reads `on` or `off`.
@@ -250,6 +286,29 @@ mod tests {
             }
             assert_eq!(encoding.format(), format);
         }
+    }
+
+    #[test]
+    fn options_that_do_not_go_together_are_named() {
+        for (settings, expected) in [
+            (&["level=10"][..], "The qcow2 option level takes 1 to 9 with zlib, not \"10\""),
+            (&["level=10", "compression_type=zstd"], ""),
+            (&["backing_file=a"], "The qcow2 option backing_file needs backing_fmt"),
+            (&["backing_fmt=raw"], "The qcow2 option backing_fmt needs backing_file"),
+            (&["backing_file=a", "backing_fmt=raw"], ""),
+        ] {
+            let mut encoding = Encoding::from(Format::Qcow2);
+            for setting in settings {
+                let (key, value) = setting.split_once('=').unwrap();
+                encoding.set(key, value).unwrap();
+            }
+            let said = encoding.check().err().map_or_else(String::new, |error| error.to_string());
+            assert_eq!(said, expected);
+        }
+        let mut flat = Encoding::from(Format::Vmdk);
+        flat.set("subformat", "monolithicFlat").unwrap();
+        let error = flat.compress().unwrap_err();
+        assert!(!error.is_unknown() && error.to_string().contains("monolithicFlat"), "{error}");
     }
 
     #[test]

@@ -50,8 +50,15 @@ pub fn check_image(
         Soundness { format, problems: opened.problems.clone(), leaked: opened.unused };
     match format {
         Format::Qcow2 => {
-            // Low refcounts were refused at opening.
+            // Low refcounts were refused at opening, but for those of a dirty image.
             let report = check_refcounts(path)?;
+            if report.dirty {
+                soundness.problems.push(format!(
+                    "it is marked as dirty, its last user did not close it: {} clusters are used more \
+                     often than their refcounts say",
+                    report.too_low
+                ));
+            }
             soundness.leaked = report.leaked.map(|clusters| clusters * report.cluster_size);
         }
         Format::Ova => soundness.problems.extend(ova::check(&ImageFile::open(path)?, cancel)?),

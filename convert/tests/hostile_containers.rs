@@ -7,7 +7,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use disks::{Random, Workshop, text};
+use disks::{Random, Workshop, seal_vhdx, text};
 use kvmbake_convert::{
     Encoding, Error, Format, OpenOptions, Silent, Target, digest, export, open, probe,
 };
@@ -68,34 +68,13 @@ fn refused(workshop: &Workshop, format: Format, bytes: &[u8], reason: &str) {
     assert!(error.contains(reason), "{reason:?} is not in {error}");
 }
 
-/// CRC-32C bit by bit.
-fn crc32c(bytes: &[u8]) -> u32 {
-    !bytes.iter().fold(u32::MAX, |sum, byte| {
-        (0..8).fold(sum ^ u32::from(*byte), |sum, _| {
-            if sum & 1 == 1 { sum >> 1 ^ 0x82f6_3b78 } else { sum >> 1 }
-        })
-    })
-}
-
-/// Makes the checksums of a VHDX right again, so that what they protect is reached.
-fn seal(bytes: &mut [u8]) {
-    for (at, len) in
-        [(64 << 10, 4096), (128 << 10, 4096), (192 << 10, 64 << 10), (256 << 10, 64 << 10)]
-    {
-        let part = &mut bytes[at..at + len];
-        part[4..8].fill(0);
-        let sum = crc32c(part);
-        part[4..8].copy_from_slice(&sum.to_le_bytes());
-    }
-}
-
 /// Changes both copies of a VHDX's headers or region tables and seals them.
 fn patched_vhdx(good: &[u8], places: &[usize], value: &[u8]) -> Vec<u8> {
     let mut bytes = good.to_vec();
     for at in places {
         bytes[*at..at + value.len()].copy_from_slice(value);
     }
-    seal(&mut bytes);
+    seal_vhdx(&mut bytes);
     bytes
 }
 
@@ -110,7 +89,7 @@ fn vhdx_that_contradicts_itself_is_refused_by_name() {
     let refused = |places: &[usize], value: &[u8], reason: &str| {
         refused(&workshop, Format::Vhdx, &patched_vhdx(&good, places, value), reason);
     };
-    refused(&headers(48), &[1], "log must be replayed");
+    refused(&headers(48), &[1], "holds no valid sequence");
     refused(&headers(66), &[2], "version 2");
     refused(&headers(72), &(2u64 << 20).to_le_bytes(), "overlaps another region");
     refused(&headers(72), &(1u64 << 62).to_le_bytes(), "beyond the file");
@@ -243,7 +222,7 @@ fn flipped_bytes_are_survived() {
                 bytes[at] = random.next() as u8;
             }
             if format == Format::Vhdx && round % 2 == 0 {
-                seal(&mut bytes);
+                seal_vhdx(&mut bytes);
             }
             let _ = read_all(&damaged(&workshop, &bytes), format);
         }

@@ -5,7 +5,7 @@ mod disks;
 use std::fs;
 use std::sync::atomic::AtomicBool;
 
-use disks::{Random, Workshop};
+use disks::{Random, Workshop, crc32c};
 use kvmbake_convert::{Encoding, Format, Silent, Target, export};
 
 const MIB: u64 = 1 << 20;
@@ -107,18 +107,6 @@ fn vdi_has_what_virtualbox_looks_at() {
     assert_eq!(entries, expected, "blocks of zeroes have no place");
     assert_eq!(le32(&bytes, 388), 2);
     assert_eq!(bytes.len(), data + (2 << 20));
-}
-
-/// CRC-32C bit by bit, as RFC 3720 describes it.
-fn crc32c(bytes: &[u8]) -> u32 {
-    let mut sum = u32::MAX;
-    for byte in bytes {
-        sum ^= u32::from(*byte);
-        for _ in 0..8 {
-            sum = if sum & 1 == 1 { sum >> 1 ^ 0x82f6_3b78 } else { sum >> 1 };
-        }
-    }
-    !sum
 }
 
 fn has_crc(bytes: &[u8]) -> bool {

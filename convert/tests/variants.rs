@@ -195,7 +195,7 @@ fn uuid_and_time_are_those_that_were_asked_for() {
 
 #[test]
 fn only_the_differences_to_a_backing_file_are_stored() {
-    for cluster in ["4K", "64K", "1M"] {
+    for cluster in ["512", "4K", "64K", "1M"] {
         let workshop = Workshop::new(20 * MIB);
         let mut random = Random::new(3);
         let shared = random.bytes(6 << 20);
@@ -219,7 +219,8 @@ fn only_the_differences_to_a_backing_file_are_stored() {
         let written =
             export(&*workshop.source(), &[target], &Silent, &AtomicBool::new(false)).unwrap();
         assert!(written.artifacts[0].allocated < 4 * MIB, "{written:?}");
-        qemu_img(&["check", "-f", "qcow2", text(&path)]);
+        let report = qemu_img(&["check", "-f", "qcow2", text(&path)]);
+        assert!(!report.to_lowercase().contains("leak"), "{cluster}: {report}");
         qemu_img(&["compare", "-f", "raw", "-F", "qcow2", text(&workshop.raw), text(&path)]);
         let refused = open(&path, &OpenOptions::default()).unwrap_err();
         assert!(refused.to_string().contains("base.raw"), "{refused}");
@@ -240,6 +241,7 @@ fn what_cannot_be_expressed_is_refused_before_anything_is_created() {
     };
     refused(Format::Qcow2, "cluster_size=512", "L1 table");
     refused(Format::Vhd, "subformat=fixed", "2040 GiB");
-    refused(Format::Qcow2, "-c,level=12", "levels 1 to 9");
+    refused(Format::Qcow2, "-c,level=12", "1 to 9 with zlib");
     refused(Format::Qcow2, "backing_file=a", "backing_fmt");
+    refused(Format::Qcow2, "-c,backing_file=a,backing_fmt=raw", "compression");
 }

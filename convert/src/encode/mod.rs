@@ -57,6 +57,9 @@ pub(crate) fn plan(target: &Target, disk: &DiskInfo) -> Result<Box<dyn Encoder>,
     fn boxed(encoder: impl Encoder + 'static) -> Box<dyn Encoder> {
         Box::new(encoder)
     }
+    let refused =
+        |reason| Error::Refused { path: target.path.clone(), format: target.format(), reason };
+    target.encoding.check().map_err(|error| refused(error.to_string()))?;
     match &target.encoding {
         Encoding::Qcow2(options) => return qcow2::plan(disk, target, options),
         Encoding::Raw => Ok(boxed(raw::RawEncoder::plan(disk))),
@@ -66,11 +69,7 @@ pub(crate) fn plan(target: &Target, disk: &DiskInfo) -> Result<Box<dyn Encoder>,
         Encoding::Vmdk(options) => vmdk::plan(disk, target, options),
         Encoding::Ova(options) => ova::OvaEncoder::plan(disk, target, options).map(boxed),
     }
-    .map_err(|reason| Error::Refused {
-        path: target.path.clone(),
-        format: target.format(),
-        reason,
-    })
+    .map_err(refused)
 }
 
 /// Where an image's identifiers and times come from: the content, so that equal disks give equal

@@ -37,9 +37,6 @@ impl CompressedEncoder {
             (Compression::Zlib, level) => Codec::Deflate4K(level.unwrap_or(6)),
             (Compression::Zstd, level) => Codec::Zstd(level.unwrap_or(3)),
         };
-        if let Codec::Deflate4K(level @ 10..) = codec {
-            return Err(format!("zlib has levels 1 to 9, not {level}"));
-        }
         let layout = Layout::plan(disk, options)?;
         let compressor = Compressor::new(codec, layout.cluster() as usize, true);
         Ok(CompressedEncoder {

@@ -61,14 +61,13 @@ impl Layout {
             ));
         }
         let backing = match (&options.backing_file, options.backing_format) {
-            (None, _) => None,
-            (Some(_), None) => return Err("backing_file needs backing_fmt".to_owned()),
             (Some(name), Some(format)) => {
                 if name.len() > 1023 || (HEADER_LEN + 32 + name.len()) as u64 > cluster {
                     return Err(format!("the backing file's name {name:?} is too long"));
                 }
                 Some((name.clone(), format.name()))
             }
+            _ => None,
         };
         Ok(Layout {
             bits: cluster.trailing_zeros(),

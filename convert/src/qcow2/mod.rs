@@ -23,6 +23,7 @@ pub(crate) const MAGIC: [u8; 4] = *b"QFI\xfb";
 
 const BACKING_FORMAT: u32 = 0xe279_2aca;
 const DATA_FILE: u32 = 0x4441_5441;
+const INCOMPATIBLE_DIRTY: u64 = 1;
 const INCOMPATIBLE_DATA_FILE: u64 = 1 << 2;
 const EXTENDED_L2: u64 = 1 << 4;
 
@@ -38,9 +39,6 @@ pub(crate) fn plan(
     let refused =
         |reason| crate::Error::Refused { path: target.path.clone(), format: Format::Qcow2, reason };
     if options.compressed {
-        if options.backing_file.is_some() {
-            return Err(refused("with a backing file nothing is compressed".to_owned()));
-        }
         let encoder = compressed::CompressedEncoder::plan(disk, options).map_err(refused)?;
         return Ok(Box::new(encoder));
     }
@@ -132,6 +130,17 @@ impl Header {
 /// Returns the files that an image names.
 pub(crate) fn names(image: &ImageFile) -> Result<Names, Error> {
     Ok(Header::read(image)?.names())
+}
+
+/// Returns whether a file is an image that is marked as dirty.
+pub(crate) fn is_dirty(image: &ImageFile) -> Result<bool, Error> {
+    let mut start = [0; 80];
+    if image.len < start.len() as u64 {
+        return Ok(false);
+    }
+    image.read(&mut start, 0)?;
+    let header = Header { bytes: start.to_vec() };
+    Ok(start[..4] == MAGIC && header.word(4) >= 3 && header.long(72) & INCOMPATIBLE_DIRTY != 0)
 }
 
 /// Returns what the header of an image tells that `kvmbake_disk` has opened.

@@ -76,4 +76,20 @@ impl Qcow2Options {
         }
         Ok(())
     }
+
+    /// Returns the option that does not go with the others, its value, and why.
+    pub(crate) fn check(&self) -> Result<(), (&'static str, String, Fault)> {
+        if let (Compression::Zlib, Some(level @ 10..)) = (self.compression, self.level) {
+            let fault = Fault::Expected("1 to 9 with zlib");
+            return Err(("level", level.to_string(), fault));
+        }
+        match (&self.backing_file, self.backing_format) {
+            (Some(_), _) if self.compressed => {
+                Err(("backing_file", String::new(), Fault::Contradicts("compression")))
+            }
+            (Some(_), None) => Err(("backing_file", String::new(), Fault::Needs("backing_fmt"))),
+            (None, Some(_)) => Err(("backing_fmt", String::new(), Fault::Needs("backing_file"))),
+            _ => Ok(()),
+        }
+    }
 }

@@ -21,7 +21,27 @@ const TABLE: [u32; 256] = {
 
 /// Returns the checksum of a few tables' worth of bytes.
 pub(super) fn crc32c(bytes: &[u8]) -> u32 {
-    !bytes.iter().fold(!0u32, |sum, byte| sum >> 8 ^ TABLE[usize::from(sum as u8 ^ byte)])
+    let mut sum = Crc32c::new();
+    sum.update(bytes);
+    sum.finish()
+}
+
+/// A checksum of bytes that come in pieces.
+pub(super) struct Crc32c(u32);
+
+impl Crc32c {
+    pub(super) fn new() -> Crc32c {
+        Crc32c(!0)
+    }
+
+    pub(super) fn update(&mut self, bytes: &[u8]) {
+        let step = |sum: u32, byte: &u8| sum >> 8 ^ TABLE[usize::from(sum as u8 ^ byte)];
+        self.0 = bytes.iter().fold(self.0, step);
+    }
+
+    pub(super) fn finish(self) -> u32 {
+        !self.0
+    }
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@
 
 mod crc32c;
 mod encode;
+mod log;
 mod options;
 mod read;
 

@@ -1,8 +1,8 @@
 //! The VHDX reader: dynamic and fixed images, validated as a whole before the first read.
 //!
 //! The newer of the two headers counts, and either region table will do, whichever checksums are
-//! right. Left out: images whose log must be replayed and children of other images; both are
-//! refused.
+//! right. A log that was left behind is replayed in memory first. Left out: children of other
+//! images, which are refused.
 
 use kvmbake_disk::Error;
 
@@ -10,7 +10,7 @@ use super::{
     BAT_REGION, FILE_PARAMETERS, FULLY_PRESENT, HAS_PARENT, HEADER_LEN, HEADERS, ITEM_IS_REQUIRED,
     LEAVE_BLOCKS_ALLOCATED, LOGICAL_SECTOR, MAGIC, MAX_SIZE, METADATA_REGION, MIB, PARENT_LOCATOR,
     PARTIALLY_PRESENT, PHYSICAL_SECTOR, REGION_TABLE_LEN, REGION_TABLES, REQUIRED_REGION,
-    VIRTUAL_DISK_ID, VIRTUAL_DISK_SIZE, chunk_ratio, entry_of, is_sealed, long, word,
+    VIRTUAL_DISK_ID, VIRTUAL_DISK_SIZE, chunk_ratio, entry_of, is_sealed, log, long, word,
 };
 use crate::encode::uuid_text;
 use crate::error::{corrupt, truncated, unsupported};
@@ -22,6 +22,9 @@ use crate::table::{Order, TableReader};
 const TABLE_LEN: usize = 64 << 10;
 const MAX_ITEMS: u16 = 2047;
 
+const UNCLOSED: &str = "its log must be replayed: its last user did not close it";
+const REPLAYED: &str = "its last user did not close it: its log is replayed in memory";
+
 /// Opens a VHDX image.
 ///
 /// # Errors
@@ -31,11 +34,16 @@ pub(crate) fn open(image: ImageFile) -> Result<Opened, Error> {
     if image.read_array::<8>(0, "the file type identifier")? != MAGIC {
         return Err(corrupt(path, "the file type identifier is missing"));
     }
-    let log = check_headers(&image)?;
+    let header = newer_header(&image)?;
+    let log_place = (long(&header, 72), u64::from(word(&header, 68)));
+    let is_open = header[48..64] != [0; 16];
+    let image = if is_open { log::replay(image, &header)? } else { image };
+    let path = &image.path;
     let regions = Regions::read(&image)?;
     let metadata = Metadata::read(&image, regions.metadata)?;
     let sizes = metadata.check(&image)?;
-    let places = [("the log", log), ("the metadata", regions.metadata), ("the BAT", regions.bat)];
+    let places =
+        [("the log", log_place), ("the metadata", regions.metadata), ("the BAT", regions.bat)];
     for (index, (name, (start, len))) in places.iter().enumerate() {
         if *start < MIB || start % MIB != 0 {
             return Err(corrupt(path, format!("{name} begins at {start:#x}")));
@@ -70,12 +78,13 @@ pub(crate) fn open(image: ImageFile) -> Result<Opened, Error> {
     ];
     let len = image.len;
     let accounted = used + MIB + places.iter().map(|place| place.1.1).sum::<u64>();
-    Ok(Opened::new(MappedDisk { image, size: sizes.disk, map }, details)
-        .accounting_for(accounted, len))
+    let opened = Opened::new(MappedDisk { image, size: sizes.disk, map }, details)
+        .accounting_for(accounted, len);
+    Ok(if is_open { opened.with_note(REPLAYED).with_problem(UNCLOSED.to_owned()) } else { opened })
 }
 
-/// Checks the newer of the two headers; returns where the log is.
-fn check_headers(image: &ImageFile) -> Result<(u64, u64), Error> {
+/// Returns the newer of the two headers.
+fn newer_header(image: &ImageFile) -> Result<[u8; HEADER_LEN], Error> {
     let mut best: Option<[u8; HEADER_LEN]> = None;
     for at in HEADERS {
         let header = image.read_array::<HEADER_LEN>(at, "the headers")?;
@@ -90,11 +99,7 @@ fn check_headers(image: &ImageFile) -> Result<(u64, u64), Error> {
     if version != 1 {
         return Err(unsupported(path, format!("version {version}")));
     }
-    if header[48..64] != [0; 16] {
-        return Err(unsupported(path, "its log must be replayed: its last user did not close it")
-            .with_hint("Attach it to its hypervisor once and detach it again"));
-    }
-    Ok((long(&header, 72), u64::from(word(&header, 68))))
+    Ok(header)
 }
 
 /// Where the regions that matter lie: offset and length.

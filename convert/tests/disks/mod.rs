@@ -138,3 +138,24 @@ pub fn qemu_virtual_size(path: &Path, format: Format) -> u64 {
 pub fn text(path: &Path) -> &str {
     path.to_str().unwrap()
 }
+
+/// CRC-32C bit by bit, as RFC 3720 describes it.
+pub fn crc32c(bytes: &[u8]) -> u32 {
+    !bytes.iter().fold(u32::MAX, |sum, byte| {
+        (0..8).fold(sum ^ u32::from(*byte), |sum, _| {
+            if sum & 1 == 1 { sum >> 1 ^ 0x82f6_3b78 } else { sum >> 1 }
+        })
+    })
+}
+
+/// Makes the checksums of a VHDX right again, so that what they protect is reached.
+pub fn seal_vhdx(bytes: &mut [u8]) {
+    for (at, len) in
+        [(64 << 10, 4096), (128 << 10, 4096), (192 << 10, 64 << 10), (256 << 10, 64 << 10)]
+    {
+        let part = &mut bytes[at..at + len];
+        part[4..8].fill(0);
+        let sum = crc32c(part);
+        part[4..8].copy_from_slice(&sum.to_le_bytes());
+    }
+}
