@@ -12,6 +12,8 @@ use crate::profile::Fault;
 pub enum Blame {
     /// The profile, an image or another input, or the host's set-up.
     Input,
+    /// The command line: its options contradict each other, or a value is not one of theirs.
+    Usage,
     /// Something failed inside the guest.
     Guest,
     /// The user stopped it.
@@ -25,6 +27,7 @@ impl Blame {
     pub fn exit_code(self) -> u8 {
         match self {
             Blame::Input => 1,
+            Blame::Usage => 2,
             Blame::Guest => 3,
             Blame::Interrupted => 130,
             Blame::Internal => 255,
@@ -78,6 +81,11 @@ impl Error {
     /// The input is at fault.
     pub fn input(message: impl Into<String>) -> Error {
         Error::new(Blame::Input, message)
+    }
+
+    /// The command line is at fault.
+    pub fn usage(message: impl Into<String>) -> Error {
+        Error::new(Blame::Usage, message)
     }
 
     /// The profile is at fault, at these places.

@@ -207,7 +207,7 @@ fn a_conversion_that_fails_leaves_the_old_output() {
         1,
         &["is the input and the output"],
     );
-    refused(folder.path(), &["convert", "base.qcow2", "out.xyz"], 1, &["out.xyz", "-O"]);
+    refused(folder.path(), &["convert", "base.qcow2", "out.xyz"], 2, &["out.xyz", "-O"]);
 }
 
 #[test]

@@ -57,12 +57,23 @@ fn listed(folder: &Path) -> Vec<String> {
 /// Runs a command that must refuse: exit code 1, one line with every part, soon, nothing left.
 #[track_caller]
 fn refused(folder: &Path, arguments: &[&str], parts: &[&str]) -> String {
+    ended(folder, arguments, 1, parts)
+}
+
+/// Runs a command whose arguments are wrong: as [`refused`], but with the exit code of wrong usage.
+#[track_caller]
+fn misused(folder: &Path, arguments: &[&str], parts: &[&str]) -> String {
+    ended(folder, arguments, 2, parts)
+}
+
+#[track_caller]
+fn ended(folder: &Path, arguments: &[&str], code: i32, parts: &[&str]) -> String {
     let before = listed(folder);
     let begun = Instant::now();
     let output = kvmbake(folder, arguments);
     assert!(begun.elapsed() < Duration::from_secs(10), "{arguments:?}: {:?}", begun.elapsed());
     let text = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert_eq!(output.status.code(), Some(1), "{arguments:?}: {text}");
+    assert_eq!(output.status.code(), Some(code), "{arguments:?}: {text}");
     let line = text.lines().find(|line| line.starts_with("error: ")).unwrap_or_default();
     for part in parts {
         assert!(line.contains(part), "{arguments:?}: {part:?} is not in {text}");
@@ -124,12 +135,29 @@ fn formats_may_be_named_once_for_each_output() {
     tool(folder, "qemu-img compare -f qcow2 -F vpc disk.qcow2 one");
     tool(folder, "qemu-img compare -f qcow2 -F vmdk disk.qcow2 two");
     let two = ["convert", "-O", "vdi", "-O", "vmdk", "disk.qcow2", "x"];
-    refused(folder, &two, &["2 output formats for 1 outputs"]);
-    refused(folder, &["convert", "disk.qcow2", "x.xyz"], &["x.xyz"]);
-    refused(folder, &["convert", "-o", "level=1", "disk.qcow2", "x.vdi"], &["vdi", "\"level\""]);
-    let fixed = ["convert", "-o", "subformat=fixd", "disk.qcow2", "x.vhd"];
-    refused(folder, &fixed, &["dynamic or fixed"]);
-    refused(folder, &["convert", "-c", "disk.qcow2", "x.raw"], &["raw", "compression"]);
+    misused(folder, &two, &["2 output formats for 1 outputs"]);
+    misused(folder, &["convert", "disk.qcow2", "x.xyz"], &["x.xyz"]);
+}
+
+#[test]
+fn wrong_options_are_wrong_usage_and_name_key_and_values() {
+    let folder = folder();
+    let folder = folder.path();
+    for (option, output, parts) in [
+        ("level=1", "x.vdi", &["vdi", "\"level\"", "static"][..]),
+        ("subformat=fixd", "x.vhd", &["subformat", "dynamic or fixed", "fixd"]),
+        ("level=12", "x.qcow2", &["level", "1 to 9 with zlib", "12"]),
+        ("cluster_size=3K", "x.qcow2", &["cluster_size", "a power of two from 512 to 2M"]),
+        ("backing_file=disk.qcow2", "x.qcow2", &["backing_file", "needs backing_fmt"]),
+        ("static", "x.vdi", &["\"static\"", "key=value"]),
+        ("vmdk:level=1", "x.vdi", &["vmdk:level=1"]),
+        ("vdmk:level=1", "x.vmdk", &["vdmk", "known are"]),
+    ] {
+        misused(folder, &["convert", "-o", option, "disk.qcow2", output], parts);
+    }
+    misused(folder, &["convert", "-c", "disk.qcow2", "x.raw"], &["raw", "compression"]);
+    let flat = ["convert", "-c", "-o", "subformat=monolithicFlat", "disk.qcow2", "x.vmdk"];
+    misused(folder, &flat, &["monolithicFlat"]);
 }
 
 #[test]
@@ -286,7 +314,9 @@ fn measure_is_what_convert_then_writes() {
         ("vhdx", "block_size=1M"),
         ("vmdk", "subformat=monolithicSparse"),
     ] {
-        let text = done(folder, &["measure", "--json", "-O", format, "-o", options, "disk.qcow2"]);
+        let measure =
+            ["measure", "-f", "qcow2", "--json", "-O", format, "-o", options, "disk.qcow2"];
+        let text = done(folder, &measure);
         let measured: serde_json::Value = serde_json::from_str(&text).unwrap();
         done(folder, &["convert", "-O", format, "-o", options, "disk.qcow2", "out"]);
         let len = fs::metadata(folder.join("out")).unwrap().len();
@@ -294,7 +324,10 @@ fn measure_is_what_convert_then_writes() {
         assert!(measured["fully_allocated"].as_u64().unwrap() >= len.max(20 << 20), "{format}");
     }
     let size = ["measure", "-O", "qcow2", "-o", "cluster_size=1", "disk.qcow2"];
-    refused(folder, &size, &["cluster_size"]);
+    misused(folder, &size, &["cluster_size"]);
+    tool(folder, "truncate -s 3T huge.raw");
+    let huge = ["measure", "-O", "vhd", "huge.raw"];
+    refused(folder, &huge, &["huge.raw does not fit vhd", "2040 GiB"]);
 }
 
 #[test]
@@ -308,6 +341,10 @@ fn sizes_that_a_format_cannot_express_are_rounded_up_and_told() {
     let told = done(folder, &["convert", "-o", "subformat=fixed", "odd.raw", "odd.vhd"]);
     assert!(told.contains("1000001 bytes are rounded up to 1048576"), "{told}");
     assert!(done(folder, &["info", "odd.vhd"]).contains("1048576 bytes"));
+    let info = done(folder, &["info", "odd.raw"]);
+    let sizes = "1000448 bytes in all formats but raw, 1048576 bytes in a fixed VHD";
+    assert!(info.contains("rounded up to") && info.contains(sizes), "{info}");
+    assert!(!done(folder, &["info", "disk.qcow2"]).contains("rounded up"));
     done(folder, &["compare", "odd.raw", "odd.vhd"]);
 }
 
@@ -400,6 +437,25 @@ fn an_output_that_is_needed_for_reading_is_refused() {
     let base = ["convert", "--allow-backing", ".", "top.qcow2", "disk.qcow2"];
     refused(folder, &base, &["is a file of the input and the output"]);
     refused(folder, &["convert", "disk.qcow2", "x.vdi", "./x.vdi"], &["two of the outputs"]);
+    tool(folder, "qemu-img convert -O raw disk.qcow2 base.raw");
+    let options = "backing_file=base.raw,backing_fmt=raw";
+    let own = ["convert", "-O", "qcow2", "-o", options, "disk.qcow2", "base.raw"];
+    refused(folder, &own, &["base.raw is the backing file of an output and the output"]);
+}
+
+#[test]
+fn inputs_that_are_no_files_are_refused_at_once() {
+    let folder = folder();
+    let folder = folder.path();
+    tool(folder, "mkfifo fifo; mkdir dir; ln -s /dev/zero zero");
+    for input in ["fifo", "dir", "zero", "/dev/zero", "/dev/null", "none"] {
+        for format in [&["-f", "raw"][..], &["-f", "qcow2"], &["-f", "vmdk"], &[]] {
+            let arguments = [&["convert"], format, &[input, "out.raw"]].concat();
+            refused(folder, &arguments, &[input]);
+        }
+        refused(folder, &["compare", "disk.qcow2", input], &[input]);
+        refused(folder, &["check", input], &[input]);
+    }
 }
 
 #[test]
@@ -426,7 +482,7 @@ fn probing_does_not_guess_between_two_formats() {
 }
 
 #[test]
-fn encrypted_dirty_and_corrupt_images_are_refused_by_name() {
+fn encrypted_and_corrupt_images_are_refused_by_name() {
     let folder = folder();
     let folder = folder.path();
     tool(
@@ -435,7 +491,8 @@ fn encrypted_dirty_and_corrupt_images_are_refused_by_name() {
          -o encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10 luks.qcow2 1M",
     );
     refused(folder, &["convert", "luks.qcow2", "x.raw"], &["luks.qcow2", "LUKS encryption"]);
-    for (bits, part) in [("\\001", "dirty"), ("\\002", "corrupt"), ("\\040", "feature bits 0x20")] {
+    for (bits, part) in [("\\002", "corrupt"), ("\\003", "corrupt"), ("\\040", "feature bits 0x20")]
+    {
         tool(folder, "cp disk.qcow2 bad.qcow2");
         let patch =
             format!("printf '{bits}' | dd of=bad.qcow2 bs=1 seek=79 conv=notrunc 2>/dev/null");
@@ -444,6 +501,80 @@ fn encrypted_dirty_and_corrupt_images_are_refused_by_name() {
     }
     tool(folder, "cp disk.qcow2 short.qcow2; truncate -s 700K short.qcow2");
     refused(folder, &["convert", "short.qcow2", "x.raw"], &["short.qcow2", "truncated"]);
+}
+
+#[test]
+fn a_dirty_image_is_read_and_what_is_wrong_with_it_is_said() {
+    let folder = folder();
+    let folder = folder.path();
+    // QEMU is killed before it writes the refcounts.
+    tool(
+        folder,
+        "qemu-img create -q -f qcow2 -o lazy_refcounts=on dirty.qcow2 8M
+         qemu-io -c 'write -P 5 1M 3M' -c flush -c 'sigraise 9' dirty.qcow2 >/dev/null || true
+         qemu-img create -q -f qcow2 -F qcow2 -b dirty.qcow2 top.qcow2",
+    );
+    let told = done(folder, &["convert", "dirty.qcow2", "out.raw"]);
+    assert!(told.contains("dirty.qcow2: it is marked as dirty"), "{told}");
+    let info = done(folder, &["info", "dirty.qcow2"]);
+    assert!(info.contains("note") && info.contains("marked as dirty"), "{info}");
+    let json = done(folder, &["info", "--json", "--allow-backing", ".", "top.qcow2"]);
+    let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+    let note = json["notes"][0].as_str().unwrap();
+    assert!(note.contains("/dirty.qcow2 is marked as dirty"), "{note}");
+    let output = kvmbake(folder, &["check", "dirty.qcow2"]);
+    assert_eq!(output.status.code(), Some(1));
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(said.contains("marked as dirty") && said.contains("clusters are used"), "{said}");
+    fs::write(
+        folder.join("p.toml"),
+        "[image]\nname = \"a\"\nsource = \"dirty.qcow2\"\n[[output]]\nformat = \"raw\"\n",
+    )
+    .unwrap();
+    refused(folder, &["validate", "p.toml"], &["dirty.qcow2", "marked as dirty"]);
+    tool(folder, "qemu-img check -q -r all dirty.qcow2");
+    tool(folder, "qemu-img compare -f qcow2 -F raw dirty.qcow2 out.raw");
+}
+
+#[test]
+fn what_a_killed_convert_left_goes_with_the_next() {
+    let folder = folder();
+    let folder = folder.path();
+    tool(folder, "head -c 200M /dev/urandom > random.raw");
+    let parts = |folder: &Path| {
+        let names = listed(folder).into_iter().filter(|name| name.ends_with(".part"));
+        names.collect::<Vec<_>>()
+    };
+    let mut child = Command::new(env!("CARGO_BIN_EXE_kvmbake"))
+        .args(["convert", "-c", "-f", "raw", "random.raw", "out.qcow2"])
+        .current_dir(folder)
+        .spawn()
+        .unwrap();
+    let begun = Instant::now();
+    while parts(folder).is_empty() {
+        assert!(begun.elapsed() < Duration::from_secs(60), "it does not begin");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert_eq!(parts(folder).len(), 1);
+    done(folder, &["convert", "disk.qcow2", "other.qcow2"]);
+    assert_eq!(parts(folder).len(), 1, "another output's is not touched");
+    done(folder, &["convert", "disk.qcow2", "out.qcow2"]);
+    assert!(parts(folder).is_empty());
+}
+
+#[test]
+fn what_is_probed_is_said() {
+    let folder = folder();
+    let folder = folder.path();
+    for command in [&["compare", "disk.qcow2", "disk.qcow2"][..], &["measure", "disk.qcow2"]] {
+        let told = done(folder, command);
+        assert!(told.contains("disk.qcow2 is taken for qcow2"), "{told}");
+    }
+    assert!(done(folder, &["info", "disk.qcow2"]).contains("qcow2 (probed)"));
+    let told = done(folder, &["compare", "-f", "qcow2", "-F", "qcow2", "disk.qcow2", "disk.qcow2"]);
+    assert!(!told.contains("is taken for"), "{told}");
 }
 
 #[test]
@@ -464,6 +595,8 @@ fn an_overlay_of_what_differs_from_a_base_is_written() {
     assert!(info.contains("backing file: bases/base.raw"), "{info}");
     refused(folder, &["convert", "diff.qcow2", "x.raw"], &["diff.qcow2", "bases/base.raw"]);
     done(folder, &["compare", "--allow-backing", "bases", "diff.qcow2", "disk.qcow2"]);
+    let packed = ["convert", "-c", "-o", options, "disk.qcow2", "x.qcow2"];
+    misused(folder, &packed, &["backing_file does not go with compression"]);
     let no_base = ["convert", "-o", "backing_file=none,backing_fmt=raw", "disk.qcow2", "x.qcow2"];
     refused(folder, &no_base, &["none"]);
 }

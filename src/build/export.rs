@@ -27,7 +27,7 @@ pub async fn export(
     cancel: Cancel,
 ) -> Result<Export, Error> {
     let work = tokio::task::spawn_blocking(move || {
-        let progress = Told::new(report);
+        let progress = Told::new(report, Stage::Export);
         kvmbake_convert::export(disk.as_ref(), &targets, &progress, cancel.flag())
             .map_err(|error| explain(&error))
     });
@@ -52,27 +52,30 @@ pub fn explain(error: &kvmbake_convert::Error) -> Error {
 /// Passes progress on to a report, not more often than a person can see.
 pub struct Told {
     report: Arc<dyn Report>,
+    stage: Stage,
     done: AtomicU64,
     phase: Mutex<(Phase, u64, Instant)>,
 }
 
 impl Told {
-    /// Passes progress on to `report`.
-    pub fn new(report: Arc<dyn Report>) -> Told {
+    /// Passes progress on to `report`, as that of `stage`.
+    pub fn new(report: Arc<dyn Report>, stage: Stage) -> Told {
         Told {
             report,
+            stage,
             done: AtomicU64::new(0),
             phase: Mutex::new((Phase::Write, 0, Instant::now())),
         }
     }
 
     fn tell(&self, phase: Phase, done: u64, total: u64) {
-        let name = match phase {
-            Phase::Write => "writing",
+        let name = match (self.stage, phase) {
+            (Stage::Compare, _) => "reading",
+            (_, Phase::Write) => "writing",
             _ => "verifying",
         };
         let done = done.min(total);
-        self.report.event(Event::Progress { stage: Stage::Export, phase: name, done, total });
+        self.report.event(Event::Progress { stage: self.stage, phase: name, done, total });
     }
 }
 
@@ -98,6 +101,24 @@ impl Progress for Told {
         let total = self.phase.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).1;
         self.tell(stage, total, total);
     }
+}
+
+/// Says that an image's format could not express the disk's size.
+pub fn rounded_up(file: &str, format: &str, size: u64, virtual_size: u64) -> String {
+    format!("{file}: {size} bytes are rounded up to {virtual_size}, which {format} can express")
+}
+
+/// Returns the time that the environment asks to write into the images
+/// (reproducible-builds.org/specs/source-date-epoch), in seconds since 1970.
+///
+/// # Errors
+/// It is no such number.
+pub fn source_date_epoch() -> Result<Option<u64>, Error> {
+    let Some(text) = std::env::var_os("SOURCE_DATE_EPOCH") else { return Ok(None) };
+    let seconds = text.to_str().and_then(|text| text.parse().ok());
+    seconds.map(Some).ok_or_else(|| {
+        Error::input(format!("SOURCE_DATE_EPOCH is {text:?}, not a number of seconds"))
+    })
 }
 
 /// Returns the name of `path`'s file as text.

@@ -1,11 +1,8 @@
 //! `kvmbake check`
 
-use std::path::PathBuf;
-
-use kvmbake_convert::Format;
 use serde_json::json;
 
-use super::image::{Allowed, unreadable};
+use super::image::{Subject, unreadable};
 use super::print;
 use crate::build::Cancel;
 use crate::error::Error;
@@ -16,17 +13,8 @@ use crate::profile::units::Size;
 /// Exits with 1 when something is wrong; leaked space alone is told but is not wrong.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// The image's format; probed when absent
-    #[arg(short = 'f', long = "format", value_name = "FORMAT")]
-    format: Option<Format>,
-    /// Print one JSON object
-    #[arg(long)]
-    json: bool,
     #[command(flatten)]
-    allowed: Allowed,
-    /// The image
-    #[arg(value_name = "IMAGE")]
-    image: PathBuf,
+    subject: Subject,
 }
 
 /// Checks.
@@ -36,13 +24,13 @@ pub struct Args {
 pub fn run(args: &Args) -> Result<(), Error> {
     let cancel = Cancel::default();
     super::stop_on_signal(&cancel)?;
-    let options = args.allowed.options(args.format);
-    let sound = kvmbake_convert::check_image(&args.image, &options, cancel.flag())
-        .map_err(|error| unreadable(&args.image, &error))?;
-    let name = args.image.display();
-    if args.json {
+    let Subject { path, json, .. } = &args.subject;
+    let sound = kvmbake_convert::check_image(path, &args.subject.options(), cancel.flag())
+        .map_err(|error| unreadable(path, &error))?;
+    let name = path.display();
+    if *json {
         let object = json!({
-            "file": args.image.to_string_lossy(),
+            "file": path.to_string_lossy(),
             "format": sound.format.name(),
             "problems": sound.problems,
             "leaked": sound.leaked,
@@ -59,13 +47,18 @@ pub fn run(args: &Args) -> Result<(), Error> {
                 text.push_str(&format!("{name}: nothing refers to {} of the file\n", Size(bytes)));
             }
         }
-        if sound.is_clean() {
-            text.push_str(&format!("{name}: {} image, nothing wrong\n", sound.format));
-        }
+        let format = sound.format;
+        let probed = if args.subject.format.is_none() { " (probed)" } else { "" };
+        text.push_str(&match sound.problems.len() {
+            0 if sound.is_clean() => format!("{name}: {format} image{probed}, nothing wrong\n"),
+            0 => format!("{name}: {format} image{probed}, sound\n"),
+            _ => format!("{name}: {format} image{probed}, damaged\n"),
+        });
         print(&text)?;
     }
     if sound.problems.is_empty() {
         return Ok(());
     }
-    Err(Error::input(format!("{name} has {} problems", sound.problems.len())))
+    let count = sound.problems.len();
+    Err(Error::input(format!("{name} has {count} problem{}", if count == 1 { "" } else { "s" })))
 }

@@ -5,12 +5,11 @@ use std::sync::Arc;
 
 use kvmbake_convert::{Comparison, Format};
 
-use super::image::{self, Allowed};
+use super::image::{self, Allowed, unreadable};
 use super::print;
 use crate::build::Cancel;
-use crate::build::export::{Told, explain};
 use crate::error::Error;
-use crate::report::Report;
+use crate::report::{Report, Stage};
 
 /// Compares the content of two images of any formats
 ///
@@ -45,8 +44,8 @@ pub struct Args {
 /// # Errors
 /// They differ, or one cannot be read.
 pub fn run(args: &Args, report: Arc<dyn Report>) -> Result<(), Error> {
-    let one = image::open(&args.one, &args.allowed.options(args.format))?;
-    let other = image::open(&args.other, &args.allowed.options(args.other_format))?;
+    let one = image::open(&args.one, &args.allowed.options(args.format), &*report)?;
+    let other = image::open(&args.other, &args.allowed.options(args.other_format), &*report)?;
     let names = (args.one.display(), args.other.display());
     if args.strict && one.len() != other.len() {
         return Err(Error::input(format!(
@@ -59,9 +58,12 @@ pub fn run(args: &Args, report: Arc<dyn Report>) -> Result<(), Error> {
     }
     let cancel = Cancel::default();
     super::stop_on_signal(&cancel)?;
-    let progress = Told::new(report);
-    let found = kvmbake_convert::compare(&*one, &*other, &progress, cancel.flag())
-        .map_err(|error| explain(&error))?;
+    let progress = image::progress(args.progress, &report, Stage::Compare);
+    let found =
+        kvmbake_convert::compare(&*one, &*other, &*progress, cancel.flag()).map_err(|error| {
+            let is_other = error.to_string().contains(&names.1.to_string());
+            unreadable(if is_other { &args.other } else { &args.one }, &error)
+        })?;
     match found {
         Comparison::Equal => print(&format!("{} and {} hold the same\n", names.0, names.1)),
         Comparison::DifferAt(offset) => Err(Error::input(format!(

@@ -9,9 +9,11 @@ use std::time::Instant;
 
 use kvmbake_convert::{Encoding, Export, Format, OpenOptions, Options, Target};
 
+use super::encodings;
 use super::image::{self, Allowed, unreadable};
+use super::output::{self, Output, folder};
 use crate::build::Cancel;
-use crate::build::export::{Told, explain, file_name};
+use crate::build::export::{explain, file_name, rounded_up, source_date_epoch};
 use crate::error::Error;
 use crate::profile::units::Size;
 use crate::report::{Event, Report, Stage};
@@ -68,7 +70,8 @@ pub struct Args {
 /// The input or an output is at fault.
 pub fn run(args: &Args, report: Arc<dyn Report>) -> Result<(), Error> {
     let begun = Instant::now();
-    let encodings = encodings(args)?;
+    let mut encodings = encodings::of(&args.outputs, &args.output_formats)?;
+    encodings::apply(&mut encodings, &args.options, args.compress)?;
     let time = source_date_epoch()?;
     let mut open = args.allowed.options(args.input_format);
     open.scratch = args.outputs.first().map(|output| folder(output).to_owned());
@@ -80,117 +83,39 @@ pub fn run(args: &Args, report: Arc<dyn Report>) -> Result<(), Error> {
             uuid: args.uuid,
             time,
             allow_backing: args.allowed.folders().to_vec(),
-            ..Target::new(encoding, output.temporary.join(file_name(path)))
+            ..Target::new(encoding, output.temporary().join(file_name(path)))
         });
         outputs.push(output);
     }
-    if open.format.is_none() {
-        let format =
-            kvmbake_convert::probe(&args.input).map_err(|error| unreadable(&args.input, &error))?;
-        let text = format!("{} is taken for {format}; -f says otherwise", args.input.display());
-        report.event(Event::Note { stage: Stage::Export, text: &text });
-    }
     refuse_collisions(args, &open, &targets)?;
-    let source = image::open(&args.input, &open)?;
+    let source = image::open(&args.input, &open, &*report)?;
     let cancel = Cancel::default();
     super::stop_on_signal(&cancel)?;
-    for (output, target) in outputs.iter().zip(&mut targets) {
+    for (output, target) in outputs.iter_mut().zip(&mut targets) {
         output.create()?;
         link_backing(output, target);
     }
-    let progress = Told::new(Arc::clone(&report));
+    let progress = image::progress(args.progress, &report, Stage::Convert);
     let options = Options { verify: !args.no_verify, checksums: false, sync: !args.no_sync };
-    let export =
-        kvmbake_convert::export_with(source.as_ref(), &targets, &options, &progress, cancel.flag())
-            .map_err(|error| unwritten(args, &error))?;
+    let export = kvmbake_convert::export_with(
+        source.as_ref(),
+        &targets,
+        &options,
+        &*progress,
+        cancel.flag(),
+    )
+    .map_err(|error| unwritten(args, &error))?;
     for output in &outputs {
         output.keep()?;
     }
     let detail = describe(args, &export, source.len(), &*report);
     report.event(Event::Finished {
-        stage: Stage::Export,
+        stage: Stage::Convert,
         step: None,
         detail: &detail,
         took: begun.elapsed(),
     });
     Ok(())
-}
-
-/// Returns how to write each output.
-fn encodings(args: &Args) -> Result<Vec<Encoding>, Error> {
-    let formats: Vec<Format> = match args.output_formats.as_slice() {
-        [] => args.outputs.iter().map(|path| by_extension(path)).collect::<Result<_, _>>()?,
-        [one] => vec![*one; args.outputs.len()],
-        each if each.len() == args.outputs.len() => each.to_vec(),
-        each => {
-            return Err(Error::input(format!(
-                "There are {} output formats for {} outputs",
-                each.len(),
-                args.outputs.len()
-            ))
-            .hint("Give -O once for all outputs, or once for each"));
-        }
-    };
-    let mut encodings: Vec<_> = formats.into_iter().map(Encoding::from).collect();
-    for option in &args.options {
-        set(&mut encodings, option)?;
-    }
-    if args.compress {
-        apply(&mut encodings, Encoding::compress)?;
-    }
-    Ok(encodings)
-}
-
-fn by_extension(path: &Path) -> Result<Format, Error> {
-    let extension = path.extension().and_then(|extension| extension.to_str());
-    extension.and_then(Format::from_extension).ok_or_else(|| {
-        Error::input(format!("Cannot tell the format of {} from its name", path.display()))
-            .hint("Name it with -O, e.g. -O qcow2")
-    })
-}
-
-/// Sets an option in every output that has it; `FORMAT:` before it names the format.
-fn set(encodings: &mut [Encoding], option: &str) -> Result<(), Error> {
-    let (key, value) = option.split_once('=').ok_or_else(|| {
-        Error::input(format!("The option {option:?} is not of the form key=value"))
-    })?;
-    let (format, key) = match key.split_once(':') {
-        Some((format, key)) => {
-            let format: Format =
-                format.parse().map_err(|error| Error::input("Wrong option").because(&error))?;
-            (Some(format), key)
-        }
-        None => (None, key),
-    };
-    let mut chosen: Vec<_> = encodings
-        .iter_mut()
-        .filter(|encoding| format.is_none_or(|format| encoding.format() == format))
-        .collect();
-    if chosen.is_empty() {
-        return Err(Error::input(format!("No output is of the format that {option:?} names")));
-    }
-    apply(chosen.iter_mut().map(|encoding| &mut **encoding), |encoding| encoding.set(key, value))
-}
-
-/// Changes every encoding that can be changed so; a value that one of them does not take is an
-/// error, and so is a change that none of them knows.
-fn apply<'a>(
-    encodings: impl IntoIterator<Item = &'a mut Encoding>,
-    change: impl Fn(&mut Encoding) -> Result<(), kvmbake_convert::OptionError>,
-) -> Result<(), Error> {
-    let mut unknown = None;
-    let mut is_known = false;
-    for encoding in encodings {
-        match change(encoding) {
-            Ok(()) => is_known = true,
-            Err(error) if error.is_unknown() => unknown = Some(error),
-            Err(error) => return Err(Error::input(error.to_string())),
-        }
-    }
-    match unknown {
-        Some(error) if !is_known => Err(Error::input(error.to_string())),
-        _ => Ok(()),
-    }
 }
 
 fn uuid(text: &str) -> Result<[u8; 16], String> {
@@ -205,29 +130,29 @@ fn uuid(text: &str) -> Result<[u8; 16], String> {
     }
 }
 
-/// Returns the time that the environment asks to write into the images
-/// (reproducible-builds.org/specs/source-date-epoch).
-fn source_date_epoch() -> Result<Option<u64>, Error> {
-    let Some(text) = std::env::var_os("SOURCE_DATE_EPOCH") else { return Ok(None) };
-    let seconds = text.to_str().and_then(|text| text.parse().ok());
-    seconds.map(Some).ok_or_else(|| {
-        Error::input(format!("SOURCE_DATE_EPOCH is {text:?}, not a number of seconds"))
-    })
-}
-
 /// Refuses outputs that are each other, or a file that reading the input needs.
 fn refuse_collisions(args: &Args, open: &OpenOptions, targets: &[Target]) -> Result<(), Error> {
     let input = &args.input;
     let read = kvmbake_convert::files(input, open).map_err(|error| unreadable(input, &error))?;
+    let backing = args.outputs.iter().zip(targets).filter_map(|(path, target)| {
+        let Encoding::Qcow2(options) = &target.encoding else { return None };
+        options.backing_file.as_ref().map(|name| folder(path).join(name))
+    });
+    let needed: Vec<(PathBuf, &str)> = read
+        .into_iter()
+        .map(
+            |file| if file == *input { (file, "the input") } else { (file, "a file of the input") },
+        )
+        .chain(backing.map(|file| (file, "the backing file of an output")))
+        .collect();
     let identity = |path: &Path| fs::metadata(path).ok().map(|file| (file.dev(), file.ino()));
     let mut written = BTreeSet::new();
     for (path, target) in args.outputs.iter().zip(targets) {
         let extent = target.extent_path().map(|extent| path.with_file_name(file_name(&extent)));
         for path in std::iter::once(path.clone()).chain(extent) {
             let there = identity(&path);
-            let needed = read.iter().find(|read| there.is_some() && identity(read) == there);
-            if let Some(needed) = needed {
-                let what = if needed == input { "the input" } else { "a file of the input" };
+            let needed = needed.iter().find(|(file, _)| there.is_some() && identity(file) == there);
+            if let Some((_, what)) = needed {
                 let message = format!("{} is {what} and the output", path.display());
                 return Err(Error::input(message));
             }
@@ -241,21 +166,13 @@ fn refuse_collisions(args: &Args, open: &OpenOptions, targets: &[Target]) -> Res
     Ok(())
 }
 
-/// Returns the folder that a file is in.
-fn folder(path: &Path) -> &Path {
-    match path.parent() {
-        Some(folder) if folder != Path::new("") => folder,
-        _ => Path::new("."),
-    }
-}
-
 /// Lets a relative backing file be found from the temporary folder, which is one level down.
 fn link_backing(output: &Output, target: &Target) {
     if let Encoding::Qcow2(options) = &target.encoding
         && let Some(name) = options.backing_file.as_deref().filter(|name| !name.starts_with('/'))
-        && let Ok(real) = folder(&output.path).join(name).canonicalize()
+        && let Ok(real) = folder(output.path()).join(name).canonicalize()
     {
-        let link = output.temporary.join(name);
+        let link = output.temporary().join(name);
         let _ = link.parent().map(fs::create_dir_all);
         // Where it cannot be made, opening the backing file says what is wrong.
         let _ = std::os::unix::fs::symlink(real, link);
@@ -270,7 +187,7 @@ fn unwritten(args: &Args, error: &kvmbake_convert::Error) -> Error {
     let mut message = std::mem::take(&mut failed.causes).join(": ");
     // The names that a person knows, not the temporary ones.
     for path in &args.outputs {
-        let folder = Output::temporary(path);
+        let folder = output::temporary(path);
         for name in [folder.join(file_name(path)), folder] {
             message = message.replace(&name.display().to_string(), &path.display().to_string());
         }
@@ -284,76 +201,20 @@ fn describe(args: &Args, export: &Export, size: u64, report: &dyn Report) -> Str
     let mut lines = Vec::new();
     for (path, artifact) in args.outputs.iter().zip(&export.artifacts) {
         if artifact.virtual_size != size {
-            let text = format!(
-                "{}: {size} bytes are rounded up to {}, which {} can express",
-                path.display(),
-                artifact.virtual_size,
-                artifact.format
-            );
-            report.event(Event::Note { stage: Stage::Export, text: &text });
+            let (file, format) = (path.display().to_string(), artifact.format.name());
+            let text = rounded_up(&file, format, size, artifact.virtual_size);
+            report.event(Event::Note { stage: Stage::Convert, text: &text });
         }
         let len = artifact.file_size + artifact.extent.as_ref().map_or(0, |file| file.file_size);
         lines.push(format!("{}  {}, {}", path.display(), artifact.format, Size(len)));
     }
-    lines.join("; ")
-}
-
-/// An output and the folder beside it where it is made; the folder goes with this.
-struct Output {
-    path: PathBuf,
-    temporary: PathBuf,
-}
-
-impl Output {
-    fn plan(path: &Path) -> Result<Output, Error> {
-        if let Ok(there) = fs::metadata(path)
-            && !there.is_file()
-        {
-            let message = format!("{} is there and is not a regular file", path.display());
-            return Err(Error::input(message));
-        }
-        if path.file_name().is_none() {
-            return Err(Error::input(format!("{} is no file name", path.display())));
-        }
-        Ok(Output { path: path.to_owned(), temporary: Output::temporary(path) })
+    if let [line] = lines.as_slice() {
+        return line.clone();
     }
-
-    fn temporary(path: &Path) -> PathBuf {
-        path.with_file_name(format!(".{}.{}.part", file_name(path), std::process::id()))
+    for text in &lines {
+        report.event(Event::Note { stage: Stage::Convert, text });
     }
-
-    fn create(&self) -> Result<(), Error> {
-        fs::create_dir(&self.temporary).map_err(|error| {
-            Error::input(format!("Cannot create {}: {error}", self.path.display()))
-        })
-    }
-
-    /// Gives the output's files their names, its own last.
-    fn keep(&self) -> Result<(), Error> {
-        let failed = |error: std::io::Error| {
-            Error::input(format!("Cannot create {}: {error}", self.path.display()))
-        };
-        let own = file_name(&self.path);
-        let mut names: Vec<_> = fs::read_dir(&self.temporary)
-            .and_then(|entries| entries.collect::<Result<Vec<_>, _>>())
-            .map_err(failed)?
-            .into_iter()
-            .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_file()))
-            .map(|entry| entry.file_name())
-            .collect();
-        names.sort_by_key(|name| *name == *own);
-        for name in names {
-            fs::rename(self.temporary.join(&name), self.path.with_file_name(&name))
-                .map_err(failed)?;
-        }
-        Ok(())
-    }
-}
-
-impl Drop for Output {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.temporary);
-    }
+    format!("{} images", lines.len())
 }
 
 #[cfg(test)]

@@ -1,12 +1,12 @@
 //! `kvmbake info`
 
+use std::collections::BTreeMap;
 use std::fmt::Write;
-use std::path::PathBuf;
 
-use kvmbake_convert::{Format, ImageInfo};
+use kvmbake_convert::ImageInfo;
 use serde_json::{Map, Value, json};
 
-use super::image::{Allowed, unreadable};
+use super::image::{Subject, unreadable};
 use super::print;
 use crate::error::Error;
 use crate::profile::units::Size;
@@ -14,17 +14,8 @@ use crate::profile::units::Size;
 /// Says what a disk image is: format, sizes, what it is based on, and the format's own details
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// The image's format; probed when absent
-    #[arg(short = 'f', long = "format", value_name = "FORMAT")]
-    format: Option<Format>,
-    /// Print one JSON object
-    #[arg(long)]
-    json: bool,
     #[command(flatten)]
-    allowed: Allowed,
-    /// The image
-    #[arg(value_name = "IMAGE")]
-    image: PathBuf,
+    subject: Subject,
 }
 
 /// Prints what the image is.
@@ -32,32 +23,49 @@ pub struct Args {
 /// # Errors
 /// It cannot be read.
 pub fn run(args: &Args) -> Result<(), Error> {
-    let options = args.allowed.options(args.format);
-    let info = kvmbake_convert::info(&args.image, &options)
-        .map_err(|error| unreadable(&args.image, &error))?;
-    print(&if args.json { as_json(&info) } else { as_text(&info, args.format.is_none()) })
+    let Subject { path, json, format, .. } = &args.subject;
+    let info = kvmbake_convert::info(path, &args.subject.options())
+        .map_err(|error| unreadable(path, &error))?;
+    print(&if *json { as_json(&info) } else { as_text(&info, format.is_none()) })
 }
 
 fn as_text(info: &ImageInfo, probed: bool) -> String {
     let mut text = String::new();
     let mut line = |name: &str, value: String| {
-        let _ = writeln!(text, "{name:<16} {value}");
+        let _ = writeln!(text, "{name:<18} {value}");
     };
     let size = |bytes| format!("{} ({bytes} bytes)", Size(bytes));
     line("image", info.path.display().to_string());
     line("format", format!("{}{}", info.format, if probed { " (probed)" } else { "" }));
     line("virtual size", size(info.virtual_size));
+    let rounded = rounded_up(info.virtual_size);
+    if !rounded.is_empty() {
+        let sizes = rounded.iter().map(|(what, bytes)| format!("{bytes} bytes in {what}"));
+        line("rounded up to", sizes.collect::<Vec<_>>().join(", "));
+    }
     line("data", size(info.data));
     line("file size", size(info.file_size));
     line("on disk", size(info.allocated));
     for (name, value) in &info.details {
         line(name, value.clone());
     }
+    for note in &info.notes {
+        line("note", note.clone());
+    }
     for base in &info.chain {
         let about = format!("{}, {}", base.format, size(base.virtual_size));
         line("based on", format!("{}  {about}", base.path.display()));
     }
     text
+}
+
+/// The sizes that a disk gets in formats that cannot express its own.
+fn rounded_up(size: u64) -> Vec<(&'static str, u64)> {
+    [("all formats but raw", 512), ("a fixed VHD", 1 << 20)]
+        .into_iter()
+        .filter(|(_, unit)| !size.is_multiple_of(*unit))
+        .map(|(what, unit)| (what, size.next_multiple_of(unit)))
+        .collect()
 }
 
 fn as_json(info: &ImageInfo) -> String {
@@ -81,10 +89,15 @@ fn as_json(info: &ImageInfo) -> String {
         "file": info.path.to_string_lossy(),
         "format": info.format.name(),
         "virtual_size": info.virtual_size,
+        "rounded_up": rounded_up(info.virtual_size)
+            .into_iter()
+            .map(|(what, bytes)| (what, Value::from(bytes)))
+            .collect::<BTreeMap<_, _>>(),
         "data": info.data,
         "file_size": info.file_size,
         "allocated": info.allocated,
         "details": details,
+        "notes": info.notes,
         "chain": chain,
     });
     format!("{object:#}\n")

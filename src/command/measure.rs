@@ -1,54 +1,46 @@
 //! `kvmbake measure`
 
-use std::path::PathBuf;
-
 use kvmbake_convert::{Encoding, Format};
 use serde_json::json;
 
-use super::image::{self, Allowed};
-use super::print;
-use crate::build::export::explain;
+use super::image::{self, Subject, unreadable};
+use super::{encodings, print};
 use crate::error::Error;
 use crate::profile::units::Size;
+use crate::report::Report;
 
 /// Says how large an image would be in another format, without writing it
+///
+/// Only where the image has data is looked at, not at the data: the sizes are upper bounds, and
+/// those of compressed images are without the compression.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// The image's format; probed when absent
-    #[arg(short = 'f', long = "format", value_name = "FORMAT")]
-    format: Option<Format>,
     /// The format to measure
     #[arg(short = 'O', long = "output-format", value_name = "FORMAT", default_value = "raw")]
     output_format: Format,
     /// Options of that format
     #[arg(short = 'o', value_name = "KEY=VALUE", value_delimiter = ',')]
     options: Vec<String>,
-    /// Print one JSON object
-    #[arg(long)]
-    json: bool,
     #[command(flatten)]
-    allowed: Allowed,
-    /// The image
-    #[arg(value_name = "IMAGE")]
-    image: PathBuf,
+    subject: Subject,
 }
 
 /// Measures.
 ///
 /// # Errors
 /// The image cannot be read, or the format cannot hold it.
-pub fn run(args: &Args) -> Result<(), Error> {
-    let mut encoding = Encoding::from(args.output_format);
-    for option in &args.options {
-        let (key, value) = option.split_once('=').ok_or_else(|| {
-            Error::input(format!("The option {option:?} is not of the form key=value"))
-        })?;
-        encoding.set(key, value).map_err(|error| Error::input(error.to_string()))?;
-    }
-    let source = image::open(&args.image, &args.allowed.options(args.format))?;
-    let measured =
-        kvmbake_convert::measure(&*source, &encoding).map_err(|error| explain(&error))?;
-    if args.json {
+pub fn run(args: &Args, report: &dyn Report) -> Result<(), Error> {
+    let mut encodings = [Encoding::from(args.output_format)];
+    encodings::apply(&mut encodings, &args.options, false)?;
+    let Subject { path, json, .. } = &args.subject;
+    let source = image::open(path, &args.subject.options(), report)?;
+    let measured = kvmbake_convert::measure(&*source, &encodings[0]).map_err(|error| {
+        let kvmbake_convert::Error::Refused { format, reason, .. } = &error else {
+            return unreadable(path, &error);
+        };
+        Error::input(format!("{} does not fit {format}: {reason}", path.display()))
+    })?;
+    if *json {
         let object = json!({
             "virtual_size": measured.virtual_size,
             "required": measured.required,

@@ -5,9 +5,11 @@ mod check;
 mod compare;
 mod convert;
 mod doctor;
+mod encodings;
 mod image;
 mod info;
 mod measure;
+mod output;
 mod plan;
 mod run;
 mod shell;
@@ -74,7 +76,7 @@ pub fn main() -> u8 {
         Command::Info(args) => info::run(&args),
         Command::Check(args) => check::run(&args),
         Command::Compare(args) => compare::run(&args, Arc::clone(&reporter)),
-        Command::Measure(args) => measure::run(&args),
+        Command::Measure(args) => measure::run(&args, &*reporter),
         Command::Cache(args) => cache::run(&args),
         Command::Doctor(args) => doctor::run(&args),
     };

@@ -36,6 +36,12 @@ pub enum Stage {
     Seal,
     /// The images written.
     Export,
+    /// An image converted.
+    Convert,
+    /// Two images compared.
+    Compare,
+    /// What an image is taken for.
+    Image,
     /// Between two runs of `watch`.
     Watch,
 }
@@ -54,6 +60,9 @@ impl Stage {
             Stage::Http => "http",
             Stage::Seal => "seal",
             Stage::Export => "export",
+            Stage::Convert => "convert",
+            Stage::Compare => "compare",
+            Stage::Image => "image",
             Stage::Watch => "watch",
         }
     }

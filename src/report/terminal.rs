@@ -57,7 +57,7 @@ impl Terminal {
 
     fn counter(&self, total: u64) {
         let bar = ProgressBar::new(total);
-        let template = "{spinner} {prefix:<10}  {msg} [{wide_bar}] {bytes}/{total_bytes} {bytes_per_sec} {eta}";
+        let template = "{spinner} {prefix:<10}  {msg} [{wide_bar}] {bytes}/{total_bytes}  {bytes_per_sec}, {eta} left";
         if let Ok(style) = ProgressStyle::with_template(template) {
             bar.set_style(style.progress_chars("=> "));
         }
@@ -101,7 +101,9 @@ impl Report for Terminal {
                 self.line(&format!("  {:<10}  {mark} {}", "", printable(line)));
             }
             Event::Progress { stage, phase, done, total } => {
-                if !*self.counts.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) {
+                let counts = *self.counts.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+                // The rate of one phase says nothing of the next.
+                if !counts || self.bar().message() != phase {
                     self.counter(total);
                 }
                 let bar = self.bar();
