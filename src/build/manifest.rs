@@ -102,8 +102,29 @@ pub struct Artifact {
     pub file: String,
     /// Format.
     pub format: String,
-    /// The virtual size that its format states, in bytes.
+    /// The virtual size that it states, in bytes.
     pub virtual_size: u64,
+    /// The disk's size, where the format could not express it and rounded up.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rounded_up_from: Option<u64>,
+    /// The file's length in bytes.
+    pub size: u64,
+    /// Bytes that the file takes on the disk.
+    pub allocated: u64,
+    /// SHA-512 of the file.
+    pub sha512: String,
+    /// MD5 of the file.
+    pub md5: String,
+    /// The second file of an image that consists of two.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub extent: Option<ExtentFile>,
+}
+
+/// The file beside an image that holds its data.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ExtentFile {
+    /// File name.
+    pub file: String,
     /// The file's length in bytes.
     pub size: u64,
     /// Bytes that the file takes on the disk.
@@ -128,16 +149,18 @@ impl Manifest {
         let mut json = serde_json::to_string_pretty(self)?;
         json.push('\n');
         write_synced(&folder.join("manifest.json"), &json)?;
-        write_synced(&folder.join("SHA512SUM.txt"), &self.sums(|artifact| &artifact.sha512))?;
-        write_synced(&folder.join("MD5SUM.txt"), &self.sums(|artifact| &artifact.md5))
-    }
-
-    /// Lines as `sha512sum -c` and `md5sum -c` read them.
-    fn sums(&self, digest: impl Fn(&Artifact) -> &str) -> String {
-        self.artifacts.iter().fold(String::new(), |mut text, artifact| {
-            let _ = writeln!(text, "{}  {}", digest(artifact), artifact.file);
-            text
-        })
+        let (mut sha512, mut md5) = (String::new(), String::new());
+        // Lines as `sha512sum -c` and `md5sum -c` read them.
+        for image in &self.artifacts {
+            let _ = writeln!(sha512, "{}  {}", image.sha512, image.file);
+            let _ = writeln!(md5, "{}  {}", image.md5, image.file);
+            if let Some(extent) = &image.extent {
+                let _ = writeln!(sha512, "{}  {}", extent.sha512, extent.file);
+                let _ = writeln!(md5, "{}  {}", extent.md5, extent.file);
+            }
+        }
+        write_synced(&folder.join("SHA512SUM.txt"), &sha512)?;
+        write_synced(&folder.join("MD5SUM.txt"), &md5)
     }
 }
 
@@ -145,4 +168,65 @@ fn write_synced(path: &Path, text: &str) -> io::Result<()> {
     let mut file = File::create_new(path)?;
     file.write_all(text.as_bytes())?;
     file.sync_all()
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+
+    /// A manifest that says nothing but this.
+    pub fn with_artifacts(artifacts: Vec<Artifact>) -> Manifest {
+        let text = String::new;
+        Manifest {
+            manifest_version: VERSION,
+            kvmbake_version: "0",
+            name: text(),
+            started: text(),
+            seconds: 0.0,
+            source: Source { file: text(), format: text(), digest: text() },
+            profile: Profile { file: text(), digest: text() },
+            machine: Machine { cpus: 1, memory: 0, boot: text(), cmdline: text() },
+            steps: Vec::new(),
+            disk: Disk { virtual_size: 1000, digest: text() },
+            artifacts,
+        }
+    }
+
+    #[test]
+    fn every_file_has_its_sums_and_what_was_rounded_up_is_said() {
+        let folder = tempfile::tempdir().unwrap();
+        let extent = ExtentFile {
+            file: "web-flat.vmdk".into(),
+            size: 1024,
+            allocated: 0,
+            sha512: "c3".into(),
+            md5: "d4".into(),
+        };
+        let image = Artifact {
+            file: "web.vmdk".into(),
+            format: "vmdk".into(),
+            virtual_size: 1024,
+            rounded_up_from: Some(1000),
+            size: 600,
+            allocated: 4096,
+            sha512: "a1".into(),
+            md5: "b2".into(),
+            extent: Some(extent),
+        };
+        let plain = Artifact {
+            file: "web.raw".into(),
+            rounded_up_from: None,
+            extent: None,
+            ..image.clone()
+        };
+        with_artifacts(vec![image, plain]).write(folder.path()).unwrap();
+        let read = |name: &str| std::fs::read_to_string(folder.path().join(name)).unwrap();
+        assert_eq!(read("SHA512SUM.txt"), "a1  web.vmdk\nc3  web-flat.vmdk\na1  web.raw\n");
+        assert_eq!(read("MD5SUM.txt"), "b2  web.vmdk\nd4  web-flat.vmdk\nb2  web.raw\n");
+        let json: serde_json::Value = serde_json::from_str(&read("manifest.json")).unwrap();
+        assert_eq!(json["artifacts"][0]["extent"]["file"], "web-flat.vmdk");
+        assert_eq!(json["artifacts"][0]["rounded_up_from"], 1000);
+        assert!(json["artifacts"][1].get("rounded_up_from").is_none());
+        assert!(json["artifacts"][1].get("extent").is_none());
+    }
 }

@@ -7,12 +7,14 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
+use kvmbake_convert::Target;
 use kvmbake_disk::{Block, Format, OpenOptions};
 use kvmbake_provision::key::BuildKey;
 use kvmbake_provision::step::{CheckContext, Step};
 use kvmbake_vmm::MachineConfig;
 use kvmbake_vmm::boot::{self, BootOverrides, FileSource, Kernel};
 
+use super::export::source_date_epoch;
 use super::step::shell_step;
 use crate::checksum::{self, Checksum};
 use crate::error::{Error, with_causes};
@@ -40,6 +42,8 @@ pub struct Plan {
     pub private_key: Option<BuildKey>,
     /// What the profile says of kernel, initrd and command line.
     pub boot: BootOverrides,
+    /// The time that the images state, where the environment asks for one.
+    pub time: Option<u64>,
 }
 
 impl Plan {
@@ -66,6 +70,10 @@ impl Plan {
             fault(&mut faults, folder, format!("{} is no folder", folder.value.display()), None);
         }
         let boot = boot_overrides(&profile, &mut faults);
+        let grown = profile.image.size.as_ref().map(|size| size.value);
+        if let Some(size) = grown.or(base.as_ref().map(|(base, _)| base.len())) {
+            check_outputs(&profile, size, &mut faults);
+        }
         let (base, base_format) = match base {
             Some(base) if faults.is_empty() => base,
             _ => {
@@ -73,7 +81,7 @@ impl Plan {
                 return Err(Error::profile(faults));
             }
         };
-        let virtual_size = profile.image.size.as_ref().map_or(base.len(), |size| size.value);
+        let virtual_size = grown.unwrap_or(base.len());
         Ok(Plan {
             profile,
             base,
@@ -83,6 +91,7 @@ impl Plan {
             network_config,
             private_key,
             boot,
+            time: source_date_epoch()?,
         })
     }
 
@@ -266,6 +275,17 @@ fn check_steps(profile: &Profile, faults: &mut Vec<Fault>) {
                 Run::Inline(_) => None,
             };
             let place = place.unwrap_or_else(|| step.place.clone());
+            faults.push(Fault { message: with_causes(&error), place, hint: None });
+        }
+    }
+}
+
+/// Refuses images that could not hold the disk.
+fn check_outputs(profile: &Profile, size: u64, faults: &mut Vec<Fault>) {
+    for output in &profile.outputs {
+        let target = Target::new(output.encoding.clone(), &output.file);
+        if let Err(error) = kvmbake_convert::check_fit(&target, size) {
+            let place = output.place.clone();
             faults.push(Fault { message: with_causes(&error), place, hint: None });
         }
     }

@@ -46,7 +46,8 @@ pub fn run(args: &Args) -> Result<(), Error> {
         let _ = writeln!(text, "step {:<3} {}", index + 1, step.title);
     }
     for output in &plan.profile.outputs {
-        let _ = writeln!(text, "output   {}", output.file);
+        let files: Vec<String> = output.files().collect();
+        let _ = writeln!(text, "output   {}  {}", files.join(", "), output.format());
     }
     text.push_str("valid\n");
     print(&text)

@@ -1,6 +1,7 @@
 //! `profile.toml`: what to bake. This module knows the keys, their types and defaults, and what
 //! can be said about them from the text alone; [`crate::build::plan`] looks at the files they name.
 
+mod output;
 mod reader;
 mod source;
 pub mod units;
@@ -9,7 +10,7 @@ use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use kvmbake_convert::Format as OutputFormat;
+use kvmbake_convert::Encoding;
 use kvmbake_disk::Format as DiskFormat;
 use toml::de::DeTable;
 
@@ -195,8 +196,8 @@ pub enum Run {
 /// One image to write.
 #[derive(Debug, Clone)]
 pub struct Output {
-    /// Its format.
-    pub format: OutputFormat,
+    /// Its format, and how to write it.
+    pub encoding: Encoding,
     /// Its file name.
     pub file: String,
     /// Where it stands.
@@ -495,49 +496,6 @@ impl Context<'_> {
         };
         reader.finish();
         Some(shell)
-    }
-
-    fn outputs(&self, root: &Reader<'_, '_>, name: &str) -> Vec<Output> {
-        let mut outputs: Vec<Output> = Vec::new();
-        for reader in root.tables("output") {
-            let format = reader.required_string("format");
-            let file = reader.string("name").and_then(|at| file_name(&reader, "name", at));
-            let span = format.as_ref().map_or(reader.span(), |at| at.span.clone());
-            if let Some(format) = format {
-                match format.value.parse::<OutputFormat>() {
-                    Ok(format) => {
-                        let file = file.unwrap_or_else(|| format!("{name}.{}", format.extension()));
-                        if outputs.iter().any(|other| other.file == file) {
-                            let message = format!("Two outputs are called `{file}`");
-                            reader.fault_with_hint(
-                                &span,
-                                message,
-                                "Give one of them another `name`",
-                            );
-                        }
-                        outputs.push(Output { format, file, place: self.source.place(&span) });
-                    }
-                    Err(_) => {
-                        let known = ["qcow2", "raw", "vdi", "vhd", "vhdx", "vmdk", "ova"];
-                        let hint = nearest(&format.value, known).map_or_else(
-                            || format!("Known are {}", known.join(", ")),
-                            |near| format!("Did you mean `{near}`?"),
-                        );
-                        let message = format!("`{}` is no output format", format.value);
-                        reader.fault_with_hint(&span, message, hint);
-                    }
-                }
-            }
-            reader.finish();
-        }
-        if root.value("output").is_none() {
-            root.fault_with_hint(
-                &(0..0),
-                "The profile has no [[output]]",
-                "Add one with format = \"qcow2\"",
-            );
-        }
-        outputs
     }
 }
 

@@ -248,6 +248,36 @@ impl<'t, 's> Reader<'t, 's> {
         pairs
     }
 
+    /// Reads a table whose keys are not known here, with values as a command line would have them:
+    /// text, whole numbers, and `on` or `off` for true and false.
+    pub fn settings(&self, key: &'static str) -> Vec<(At<String>, At<String>)> {
+        let Some(value) = self.value(key) else { return Vec::new() };
+        let Some(table) = value.get_ref().as_table() else {
+            self.wrong_type(key, value, "a table");
+            return Vec::new();
+        };
+        let mut settings = Vec::with_capacity(table.len());
+        for (name, item) in table.iter() {
+            let text = match item.get_ref() {
+                DeValue::String(text) => text.to_string(),
+                DeValue::Integer(number) => {
+                    let decimal = i64::from_str_radix(number.as_str(), number.radix());
+                    decimal.map_or_else(|_| number.as_str().to_string(), |n| n.to_string())
+                }
+                DeValue::Boolean(true) => "on".to_string(),
+                DeValue::Boolean(false) => "off".to_string(),
+                _ => {
+                    let expected = "a string, a whole number, true or false";
+                    self.wrong_type(name.get_ref(), item, expected);
+                    continue;
+                }
+            };
+            let name = At { value: name.get_ref().to_string(), span: name.span() };
+            settings.push((name, At { value: text, span: item.span() }));
+        }
+        settings
+    }
+
     /// Reads the table at `key`; `None` when it is not there.
     pub fn table(&self, key: &'static str) -> Option<Reader<'t, 's>> {
         let value = self.value(key)?;

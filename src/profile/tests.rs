@@ -125,3 +125,105 @@ fn user_data_of_several_lines_stands_for_itself() {
     let Some(Text::Inline(text)) = seed.user_data else { panic!("not inline") };
     assert_eq!(text, "#cloud-config\n{}");
 }
+
+/// The sound profile with its last output replaced.
+fn with_output(lines: &str) -> String {
+    SOUND.replace("format = \"vhd\"\n", lines)
+}
+
+#[test]
+fn outputs_take_the_options_of_their_format() {
+    let lines = "format = \"vmdk\"\noptions = { subformat = \"streamOptimized\", hwversion = 17 }\n\
+                 [[output]]\nformat = \"vdi\"\n[output.options]\nstatic = true\n\
+                 [[output]]\nformat = \"qcow2\"\nname = \"small.qcow2\"\ncompress = true\n\
+                 options.compression_type = \"zstd\"\noptions.level = 19\n";
+    let profile = parse(&with_output(lines)).unwrap();
+    let encodings: Vec<_> = profile.outputs.iter().map(|output| &output.encoding).collect();
+    let Encoding::Vmdk(vmdk) = encodings[1] else { panic!("{encodings:?}") };
+    assert_eq!(vmdk.subformat, kvmbake_convert::VmdkSubformat::StreamOptimized);
+    assert_eq!(vmdk.hardware_version, 17);
+    let Encoding::Vdi(vdi) = encodings[2] else { panic!("{encodings:?}") };
+    assert!(vdi.fixed);
+    let Encoding::Qcow2(qcow2) = encodings[3] else { panic!("{encodings:?}") };
+    assert_eq!((qcow2.compressed, qcow2.level), (true, Some(19)));
+    assert_eq!(profile.outputs[3].file, "small.qcow2");
+}
+
+#[test]
+fn wrong_options_are_refused_with_their_place_and_what_there_is() {
+    for (lines, line, message, hint) in [
+        (
+            "format = \"vmdk\"\noptions = { subfromat = \"streamOptimized\" }\n",
+            30,
+            "The vmdk format has no option `subfromat`",
+            Some("Did you mean `subformat`?"),
+        ),
+        (
+            "format = \"vmdk\"\noptions.subformat = \"thick\"\n",
+            30,
+            "The vmdk option subformat takes monolithicSparse, streamOptimized or monolithicFlat, \
+             not \"thick\"",
+            None,
+        ),
+        (
+            "format = \"ova\"\noptions = { cpus = 0 }\n",
+            30,
+            "The ova option cpus takes 1 to 1024, not \"0\"",
+            None,
+        ),
+        (
+            "format = \"vdi\"\noptions = { static = 1.5 }\n",
+            30,
+            "`static` in [[output]] must be a string, a whole number, true or false, not float",
+            None,
+        ),
+        (
+            "format = \"vdi\"\noptions = \"static\"\n",
+            30,
+            "`options` in [[output]] must be a table, not string",
+            None,
+        ),
+        (
+            "format = \"raw\"\noptions = { size = 1 }\n",
+            30,
+            "The raw format has no option `size`",
+            None,
+        ),
+        (
+            "format = \"vhd\"\ncompress = true\n",
+            30,
+            "vhd images do not compress",
+            Some("qcow2, vmdk and ova do"),
+        ),
+        (
+            "format = \"qcow2\"\nname = \"b\"\noptions = { level = 12 }\n",
+            29,
+            "The qcow2 option level takes 1 to 9 with zlib, not \"12\"",
+            None,
+        ),
+        (
+            "format = \"qcow2\"\nname = \"b\"\noptions.backing_file = \"/etc/passwd\"\n",
+            31,
+            "`backing_file` is not for baked images",
+            Some(
+                "Bake a whole image and let `kvmbake convert -o backing_file=…` take the difference",
+            ),
+        ),
+    ] {
+        let fault = only_fault(&with_output(lines));
+        assert_eq!((fault.place.line, fault.message.as_str()), (line, message));
+        assert_eq!(fault.hint.as_deref(), hint);
+    }
+}
+
+#[test]
+fn an_output_takes_no_name_that_another_file_of_the_build_has() {
+    let lines = "format = \"vmdk\"\noptions.subformat = \"monolithicFlat\"\n\
+                 [[output]]\nformat = \"raw\"\nname = \"web-flat.vmdk\"\n";
+    let fault = only_fault(&with_output(lines));
+    assert_eq!(fault.message, "Two outputs are called `web-flat.vmdk`");
+    for name in ["manifest.json", "SHA512SUM.txt", "MD5SUM.txt", "serial.log"] {
+        let fault = only_fault(&with_output(&format!("format = \"raw\"\nname = \"{name}\"\n")));
+        assert_eq!(fault.message, format!("Every build has a `{name}` of its own"));
+    }
+}
