@@ -35,6 +35,21 @@ make vdi static vdi -o static=on
 make vhd dynamic vpc -o subformat=dynamic,force_size=on
 make vhd fixed vpc -o subformat=fixed,force_size=on
 make vhdx dynamic vhdx -o block_size=1M,log_size=1M
+# One that was not closed: an entry in its log with a zero and a data descriptor for the BAT. Its sums
+# are made right by the target, because its last byte is odd.
+cp "$corpus/vhdx/dynamic" "$corpus/vhdx/log"
+put() { # place bytes
+    printf "$2" | dd of="$corpus/vhdx/log" bs=1 seek=$(($1)) conv=notrunc status=none
+}
+guid='\7\7\7\7\7\7\7\7\7\7\7\7\7\7\7\7'
+put 0x10030 "$guid"
+put 0x20030 "$guid"
+put 0x100000 'loge\0\0\0\0\0\040\0\0\0\0\0\0\1\0\0\0\0\0\0\0\2\0\0\0\0\0\0\0'"$guid"
+put 0x100040 'zero\0\0\0\0\0\020\0\0\0\0\0\0\0\020\040\0\0\0\0\0\1'
+put 0x100060 'desc\0\0\0\0\006\0\100\0\0\0\0\0\0\0\040\0\0\0\0\0\1'
+put 0x101000 'data'
+put 0x101ffc '\1'
+put $(($(stat -c %s "$corpus/vhdx/log") - 1)) '\1'
 make vmdk sparse vmdk -o subformat=monolithicSparse
 make vmdk stream vmdk -o subformat=streamOptimized
 printf '# Disk DescriptorFile\nversion=1\nCID=1\nparentCID=ffffffff\ncreateType="monolithicFlat"\nRW 400 FLAT "x" 0\n' > "$corpus/vmdk/flat"

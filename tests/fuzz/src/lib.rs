@@ -134,6 +134,18 @@ fn seal_vhdx(bytes: &mut [u8]) {
         let sum = crc32c(part);
         part[4..8].copy_from_slice(&sum.to_le_bytes());
     }
+    // The entries of the log, which the seeds have in their second mebibyte.
+    for start in (1 << 20..2 << 20).step_by(4096) {
+        let Some(header) = bytes.get(start..start + 12).filter(|at| at.starts_with(b"loge")) else {
+            continue;
+        };
+        let len = u32::from_le_bytes([header[8], header[9], header[10], header[11]]) as usize;
+        if let Some(entry) = bytes.get_mut(start..start + len.clamp(12, 1 << 20)) {
+            entry[4..8].fill(0);
+            let sum = crc32c(entry);
+            entry[4..8].copy_from_slice(&sum.to_le_bytes());
+        }
+    }
 }
 
 fn crc32c(bytes: &[u8]) -> u32 {
