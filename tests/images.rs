@@ -204,6 +204,19 @@ fn compressed_raw_images_are_read() {
         );
         refused(folder, &["convert", "bad", "never.vdi"], &["bad", program]);
     }
+    // They are written too, by the name or as an option asks.
+    for (program, extension) in [("gzip", "gz"), ("xz", "xz"), ("bzip2", "bz2"), ("zstd", "zst")] {
+        let packed = format!("own.img.{extension}");
+        done(folder, &["convert", "disk.qcow2", &packed, "plain.vdi"]);
+        tool(folder, &format!("{program} -dc {packed} | cmp - disk.raw"));
+        let option = format!("raw:compression={program}");
+        done(
+            folder,
+            &["convert", "-O", "raw", "-o", &option, "-o", "level=9", "disk.qcow2", "own"],
+        );
+        tool(folder, &format!("{program} -dc < own | cmp - disk.raw"));
+    }
+    misused(folder, &["convert", "disk.qcow2", "own.qcow2.gz"], &["own.qcow2.gz"]);
     // Named as raw it is not unpacked.
     let info = done(folder, &["info", "-f", "raw", "disk.raw.gz"]);
     assert!(!info.contains("20971520"), "{info}");

@@ -20,8 +20,10 @@ use crate::error::Error;
 use crate::export::{Options, Target};
 use crate::image::{self, OpenOptions};
 use crate::mapped::ImageFile;
+use crate::options::Encoding;
 use crate::output::Cancel;
 use crate::progress::{Progress, Stage};
+use crate::raw::RawOptions;
 
 /// What the images must hold.
 #[derive(Clone, Copy)]
@@ -159,7 +161,12 @@ fn compare(
         let own = files.iter().filter(|file| file.target == index && file.path != target.path);
         options.allow_backing.extend(own.map(|file| file.path.clone()));
         options.allow_backing.extend(target.allowed());
-        let disk = image::open(&target.path, &options)?;
+        let disk = match target.encoding {
+            Encoding::Raw(RawOptions { packing: Some(packing), .. }) => {
+                image::open_packed_as(&target.path, packing)?
+            }
+            _ => image::open(&target.path, &options)?,
+        };
         check_rest(target, &*disk, expected.size, cancel)?;
         disks.push(disk);
     }

@@ -169,6 +169,14 @@ fn open_packed(path: &Path, packing: Packing, options: &OpenOptions) -> Result<O
     Ok(Opened::new(LinearDisk { image, size }, details))
 }
 
+/// Opens a raw image that is known to be compressed so; it is unpacked beside itself.
+pub(crate) fn open_packed_as(path: &Path, packing: Packing) -> Result<Arc<dyn Block>, Error> {
+    let scratch = path.parent().filter(|folder| *folder != Path::new(""));
+    let image = packing.unpack(&ImageFile::open(path)?, scratch.unwrap_or(Path::new(".")))?;
+    let size = image.len;
+    Ok(Arc::new(LinearDisk { image, size }))
+}
+
 /// What a file's bytes show.
 enum Probed {
     Plain(Format),

@@ -11,6 +11,7 @@ use crate::digest::ContentHasher;
 use crate::encode::{DiskInfo, Identity, plan};
 use crate::error::Error;
 use crate::export::{Target, survey};
+use crate::format::Format;
 use crate::options::Encoding;
 use crate::output::{Cancel, Output};
 use crate::vmdk::{Subformat, VmdkOptions};
@@ -40,6 +41,7 @@ pub fn measure(source: &dyn Block, encoding: &Encoding) -> Result<Measure, Error
             options.compressed = false;
             Encoding::Qcow2(options)
         }
+        Encoding::Raw(_) => Encoding::from(Format::Raw),
         Encoding::Ova(_) => Encoding::Vmdk(VmdkOptions::default()),
         Encoding::Vmdk(options) if options.subformat == Subformat::StreamOptimized => {
             let subformat = Subformat::MonolithicSparse;

@@ -7,6 +7,7 @@ use std::str::FromStr;
 use crate::format::Format;
 use crate::ova::OvaOptions;
 use crate::qcow2::Qcow2Options;
+use crate::raw::{Packing, RawOptions};
 use crate::vdi::VdiOptions;
 use crate::vhd::VhdOptions;
 use crate::vhdx::VhdxOptions;
@@ -18,8 +19,8 @@ use crate::vmdk::{Subformat, VmdkOptions};
 pub enum Encoding {
     /// qcow2.
     Qcow2(Qcow2Options),
-    /// Raw, which has no options.
-    Raw,
+    /// Raw.
+    Raw(RawOptions),
     /// VDI.
     Vdi(VdiOptions),
     /// VHD.
@@ -37,7 +38,7 @@ impl Encoding {
     pub fn format(&self) -> Format {
         match self {
             Encoding::Qcow2(_) => Format::Qcow2,
-            Encoding::Raw => Format::Raw,
+            Encoding::Raw(_) => Format::Raw,
             Encoding::Vdi(_) => Format::Vdi,
             Encoding::Vhd(_) => Format::Vhd,
             Encoding::Vhdx(_) => Format::Vhdx,
@@ -53,7 +54,7 @@ impl Encoding {
     pub fn set(&mut self, key: &str, value: &str) -> Result<(), OptionError> {
         let result = match self {
             Encoding::Qcow2(options) => options.set(key, value),
-            Encoding::Raw => Err(Fault::Unknown(&[])),
+            Encoding::Raw(options) => options.set(key, value),
             Encoding::Vdi(options) => options.set(key, value),
             Encoding::Vhd(options) => options.set(key, value),
             Encoding::Vhdx(options) => options.set(key, value),
@@ -91,11 +92,34 @@ impl Encoding {
     /// # Errors
     /// One needs another, or excludes it.
     pub fn check(&self) -> Result<(), OptionError> {
-        match self {
-            Encoding::Qcow2(options) => {
-                options.check().map_err(|(key, value, fault)| self.error(key, &value, fault))
-            }
+        let checked = match self {
+            Encoding::Qcow2(options) => options.check(),
+            Encoding::Raw(options) => options.check(),
             _ => Ok(()),
+        };
+        checked.map_err(|(key, value, fault)| self.error(key, &value, fault))
+    }
+
+    /// Returns the encoding that a file's name stands for by its extension: `web.vmdk`, or `web.raw.gz`
+    /// for a raw image that is compressed as a whole.
+    pub fn from_file_name(name: &str) -> Option<Encoding> {
+        let (stem, extension) = name.rsplit_once('.')?;
+        if let Some(format) = Format::from_extension(extension) {
+            return Some(format.into());
+        }
+        let packing = Packing::ALL.into_iter().find(|packing| packing.extension() == extension)?;
+        let inner = Format::from_extension(stem.rsplit_once('.')?.1)?;
+        let options = RawOptions { packing: Some(packing), level: None };
+        (inner == Format::Raw).then_some(Encoding::Raw(options))
+    }
+
+    /// Returns the usual extension of file names, without the first dot.
+    pub fn extension(&self) -> String {
+        match self {
+            Encoding::Raw(RawOptions { packing: Some(packing), .. }) => {
+                format!("raw.{}", packing.extension())
+            }
+            _ => self.format().extension().to_owned(),
         }
     }
 
@@ -115,7 +139,7 @@ impl From<Format> for Encoding {
     fn from(format: Format) -> Encoding {
         match format {
             Format::Qcow2 => Encoding::Qcow2(Qcow2Options::default()),
-            Format::Raw => Encoding::Raw,
+            Format::Raw => Encoding::Raw(RawOptions::default()),
             Format::Vdi => Encoding::Vdi(VdiOptions::default()),
             Format::Vhd => Encoding::Vhd(VhdOptions::default()),
             Format::Vhdx => Encoding::Vhdx(VhdxOptions::default()),
@@ -251,8 +275,8 @@ mod tests {
         assert!(error.contains("clustersize") && error.contains("cluster_size"), "{error}");
         let error = qcow2.set("cluster_size", "3K").unwrap_err().to_string();
         assert!(error.contains("3K") && error.contains("power of two"), "{error}");
-        let error = Encoding::Raw.set("size", "1").unwrap_err().to_string();
-        assert_eq!(error, "The raw format has no option \"size\"");
+        let error = Encoding::from(Format::Raw).set("size", "1").unwrap_err().to_string();
+        assert_eq!(error, "The raw format has no option \"size\"; it has compression, level");
     }
 
     #[test]
@@ -289,6 +313,19 @@ mod tests {
     }
 
     #[test]
+    fn names_stand_for_encodings_and_back() {
+        for name in ["web.qcow2", "web.raw", "web.raw.gz", "web.raw.bz2", "web.raw.xz"] {
+            let encoding = Encoding::from_file_name(name).unwrap();
+            assert_eq!(format!("web.{}", encoding.extension()), name);
+        }
+        let packed = Encoding::from_file_name("a.img.zst").unwrap();
+        assert_eq!(packed.extension(), "raw.zst");
+        for name in ["web", "web.gz", "web.qcow2.gz", "web.xyz", "gz"] {
+            assert_eq!(Encoding::from_file_name(name), None, "{name}");
+        }
+    }
+
+    #[test]
     fn options_that_do_not_go_together_are_named() {
         for (settings, expected) in [
             (&["level=10"][..], "The qcow2 option level takes 1 to 9 with zlib, not \"10\""),
@@ -305,6 +342,10 @@ mod tests {
             let said = encoding.check().err().map_or_else(String::new, |error| error.to_string());
             assert_eq!(said, expected);
         }
+        let mut packed = Encoding::from_file_name("a.raw.xz").unwrap();
+        packed.set("level", "12").unwrap();
+        let said = packed.check().unwrap_err().to_string();
+        assert_eq!(said, "The raw option level takes 1 to 9, and more only with zstd, not \"12\"");
         let mut flat = Encoding::from(Format::Vmdk);
         flat.set("subformat", "monolithicFlat").unwrap();
         let error = flat.compress().unwrap_err();

@@ -17,6 +17,15 @@ pub(crate) struct Cancel<'a> {
     pub(crate) failed: &'a AtomicBool,
 }
 
+static NEVER: AtomicBool = AtomicBool::new(false);
+
+impl Cancel<'static> {
+    /// Returns a wish that never comes.
+    pub(crate) fn never() -> Cancel<'static> {
+        Cancel { wish: &NEVER, failed: &NEVER }
+    }
+}
+
 impl Cancel<'_> {
     /// Returns [`Error::Cancelled`] when it is time to stop.
     pub(crate) fn check(self) -> Result<(), Error> {

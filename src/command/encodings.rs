@@ -4,30 +4,27 @@ use std::path::{Path, PathBuf};
 
 use kvmbake_convert::{Encoding, Format, OptionError};
 
+use crate::build::export::file_name;
 use crate::error::Error;
 
 /// Returns how to write each output: by the formats given, one for all or one for each, or else by
 /// the names' extensions.
 pub fn of(paths: &[PathBuf], formats: &[Format]) -> Result<Vec<Encoding>, Error> {
-    let formats: Vec<Format> = match formats {
-        [] => paths.iter().map(|path| by_extension(path)).collect::<Result<_, _>>()?,
-        [one] => vec![*one; paths.len()],
-        each if each.len() == paths.len() => each.to_vec(),
-        each => {
-            return Err(Error::usage(format!(
-                "There are {} output formats for {} outputs",
-                each.len(),
-                paths.len()
-            ))
-            .hint("Give -O once for all outputs, or once for each"));
-        }
-    };
-    Ok(formats.into_iter().map(Encoding::from).collect())
+    match formats {
+        [] => paths.iter().map(|path| by_name(path)).collect(),
+        [one] => Ok(vec![Encoding::from(*one); paths.len()]),
+        each if each.len() == paths.len() => Ok(each.iter().copied().map(Encoding::from).collect()),
+        each => Err(Error::usage(format!(
+            "There are {} output formats for {} outputs",
+            each.len(),
+            paths.len()
+        ))
+        .hint("Give -O once for all outputs, or once for each")),
+    }
 }
 
-fn by_extension(path: &Path) -> Result<Format, Error> {
-    let extension = path.extension().and_then(|extension| extension.to_str());
-    extension.and_then(Format::from_extension).ok_or_else(|| {
+fn by_name(path: &Path) -> Result<Encoding, Error> {
+    Encoding::from_file_name(&file_name(path)).ok_or_else(|| {
         Error::usage(format!("Cannot tell the format of {} from its name", path.display()))
             .hint("Name it with -O, e.g. -O qcow2")
     })

@@ -37,8 +37,8 @@ impl Context<'_> {
         let compress = compress.filter(|_| reader.bool("compress") == Some(true));
         let span = format.as_ref().map_or(reader.span(), |at| at.span.clone());
         let output = format.and_then(|format| parse(&reader, &format)).map(|format| {
-            let file = file.unwrap_or_else(|| format!("{name}.{}", format.extension()));
             let encoding = encoding(&reader, format, &settings, compress, &span);
+            let file = file.unwrap_or_else(|| format!("{name}.{}", encoding.extension()));
             Output { encoding, file, place: self.source.place(&span) }
         });
         if let Some(output) = &output {
@@ -114,7 +114,7 @@ fn encoding(
         && let Err(error) = encoding.compress()
     {
         if error.is_unknown() {
-            let hint = "qcow2, vmdk and ova do";
+            let hint = "qcow2, vmdk and ova do; raw has options.compression";
             reader.fault_with_hint(&span, format!("{format} images do not compress"), hint);
         } else {
             reader.fault(&span, error.to_string());

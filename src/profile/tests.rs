@@ -187,13 +187,13 @@ fn wrong_options_are_refused_with_their_place_and_what_there_is() {
             "format = \"raw\"\noptions = { size = 1 }\n",
             30,
             "The raw format has no option `size`",
-            None,
+            Some("Known are compression, level"),
         ),
         (
             "format = \"vhd\"\ncompress = true\n",
             30,
             "vhd images do not compress",
-            Some("qcow2, vmdk and ova do"),
+            Some("qcow2, vmdk and ova do; raw has options.compression"),
         ),
         (
             "format = \"qcow2\"\nname = \"b\"\noptions = { level = 12 }\n",

@@ -62,7 +62,7 @@ pub(crate) fn plan(target: &Target, disk: &DiskInfo) -> Result<Box<dyn Encoder>,
     target.encoding.check().map_err(|error| refused(error.to_string()))?;
     match &target.encoding {
         Encoding::Qcow2(options) => return qcow2::plan(disk, target, options),
-        Encoding::Raw => Ok(boxed(raw::RawEncoder::plan(disk))),
+        Encoding::Raw(options) => raw::plan(disk, options),
         Encoding::Vdi(options) => vdi::VdiEncoder::plan(disk, options).map(boxed),
         Encoding::Vhd(options) => vhd::plan(disk, options),
         Encoding::Vhdx(options) => vhdx::VhdxEncoder::plan(disk, options).map(boxed),

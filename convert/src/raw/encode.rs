@@ -8,12 +8,12 @@ use crate::error::Error;
 use crate::output::{Cancel, Output};
 
 /// Writes a sparse file of exactly the disk's size.
-pub(crate) struct RawEncoder {
+pub(super) struct RawEncoder {
     size: u64,
 }
 
 impl RawEncoder {
-    pub(crate) fn plan(disk: &DiskInfo) -> RawEncoder {
+    pub(super) fn plan(disk: &DiskInfo) -> RawEncoder {
         RawEncoder { size: disk.virtual_size }
     }
 }

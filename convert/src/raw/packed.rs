@@ -27,10 +27,14 @@ const MAX_SIZE: u64 = 1 << 50;
 
 /// How a whole file is compressed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Packing {
+pub enum Packing {
+    /// gzip (RFC 1952).
     Gzip,
+    /// xz.
     Xz,
+    /// bzip2.
     Bzip2,
+    /// Zstandard (RFC 8878).
     Zstd,
 }
 
@@ -46,6 +50,19 @@ impl fmt::Display for Packing {
 }
 
 impl Packing {
+    /// Every kind.
+    pub const ALL: [Packing; 4] = [Packing::Gzip, Packing::Xz, Packing::Bzip2, Packing::Zstd];
+
+    /// Returns the usual extension of file names, without the dot.
+    pub fn extension(self) -> &'static str {
+        match self {
+            Packing::Gzip => "gz",
+            Packing::Xz => "xz",
+            Packing::Bzip2 => "bz2",
+            Packing::Zstd => "zst",
+        }
+    }
+
     /// Tells it by the file's first bytes.
     pub(crate) fn of(start: &[u8]) -> Option<Packing> {
         match start {
