@@ -257,6 +257,9 @@ fn info_tells_the_chain_and_speaks_json() {
     assert_eq!(info["data"], 4 << 20);
     assert!(info["chain"][0]["file"].as_str().unwrap().ends_with("disk.qcow2"), "{info}");
     assert_eq!(info["details"]["cluster_size"], "65536");
+    tool(folder, "qemu-img bitmap --add disk.qcow2 one; qemu-img bitmap --add disk.qcow2 two");
+    let info = done(folder, &["info", "disk.qcow2"]);
+    assert!(info.lines().any(|line| line.split_whitespace().eq(["bitmaps", "2"])), "{info}");
 }
 
 #[test]

@@ -23,6 +23,7 @@ pub(crate) const MAGIC: [u8; 4] = *b"QFI\xfb";
 
 const BACKING_FORMAT: u32 = 0xe279_2aca;
 const DATA_FILE: u32 = 0x4441_5441;
+const BITMAPS: u32 = 0x2385_2875;
 const INCOMPATIBLE_DIRTY: u64 = 1;
 const INCOMPATIBLE_DATA_FILE: u64 = 1 << 2;
 const EXTENDED_L2: u64 = 1 << 4;
@@ -61,6 +62,8 @@ pub(crate) struct Names {
     /// The backing file and its format.
     pub(crate) backing: Option<(String, Option<String>)>,
     pub(crate) data_file: Option<String>,
+    /// How many persistent bitmaps there are, which no other image takes over.
+    bitmaps: u32,
 }
 
 /// The header of an image that `kvmbake_disk` has opened, as far as there is something to tell.
@@ -111,6 +114,7 @@ impl Header {
                 0 => break,
                 BACKING_FORMAT => format = text(at + 8, len),
                 DATA_FILE => names.data_file = text(at + 8, len),
+                BITMAPS => names.bitmaps = self.word(at + 8),
                 _ => {}
             }
             at = at.saturating_add(8).saturating_add(len.next_multiple_of(8));
@@ -161,6 +165,9 @@ pub(crate) fn details(image: &ImageFile) -> Result<Vec<(&'static str, String)>, 
         details.push(("extended L2", (header.long(72) & EXTENDED_L2 != 0).to_string()));
     }
     let names = header.names();
+    if names.bitmaps > 0 {
+        details.push(("bitmaps", names.bitmaps.to_string()));
+    }
     if let Some((name, format)) = names.backing {
         details.push(("backing file", name.escape_debug().to_string()));
         details.push(("backing format", format.unwrap_or_default().escape_debug().to_string()));
