@@ -7,6 +7,7 @@
 //! - [`profile`]: `profile.toml`, read and validated with line and column
 //! - [`build`]: base → overlay → seed → boot → steps → seal → artifacts
 //! - [`cache`]: the layers of earlier builds, found by what made them
+//! - [`fetch`]: downloads over HTTP
 //! - [`report`]: all that a person sees
 //! - [`command`]: one file a subcommand
 
@@ -15,5 +16,6 @@ pub mod cache;
 pub mod checksum;
 pub mod command;
 pub mod error;
+pub mod fetch;
 pub mod profile;
 pub mod report;

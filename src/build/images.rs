@@ -119,7 +119,8 @@ impl Build {
             started: workspace::rfc3339(self.now),
             seconds: stage::seconds(self.begun.elapsed()),
             source: manifest::Source {
-                file: export::file_name(&profile.image.source.value),
+                file: self.plan.source.name.clone(),
+                url: self.plan.source.url.clone(),
                 format: self.plan.base_format.to_string(),
                 digest: digest.to_string(),
             },

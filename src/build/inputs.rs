@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-use crate::profile::{Profile, Run, Source, Text};
+use crate::profile::{BaseSource, Expected, Profile, Run, Source, Text};
 
 /// Files, and folders with all that is in them.
 #[derive(Debug, Default)]
@@ -26,7 +26,13 @@ impl Inputs {
     }
 
     fn add_named(&mut self, profile: &Profile) {
-        self.add(&profile.image.source.value);
+        if let BaseSource::File(path) = &profile.image.source.value {
+            self.add(path);
+        }
+        if let Some(Expected::ListFile(path)) = profile.image.checksum.as_ref().map(|at| &at.value)
+        {
+            self.add(path);
+        }
         let boot = [&profile.boot.kernel, &profile.boot.initrd];
         let key = [&profile.ssh.private_key];
         for named in boot.into_iter().chain(key).flatten() {

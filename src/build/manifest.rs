@@ -42,6 +42,9 @@ pub struct Manifest {
 pub struct Source {
     /// Its file name.
     pub file: String,
+    /// Where it was downloaded from.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub url: Option<String>,
     /// Its format.
     pub format: String,
     /// The digest of the file, `algorithm:hex`.

@@ -6,6 +6,7 @@
 //! whole layers.
 
 mod bake;
+mod base;
 pub mod cancel;
 mod capture;
 mod chain;
@@ -292,31 +293,33 @@ impl Build {
     /// Checks the base. Without a cache only the manifest needs its digest, which is computed beside
     /// the build then.
     async fn base(&self) -> Result<Digest, Error> {
-        let source = &self.plan.profile.image.source.value;
+        let source = &self.plan.source.path;
         let checked = async {
-            let digest = match &self.plan.profile.image.checksum {
-                Some(expected) => {
-                    let found = self.spawn_checksum(expected.value.algorithm);
+            let digest = match (&self.plan.source.checksum, &self.plan.source.expected) {
+                (Some(checked), _) => Digest::Known(checked.clone()),
+                (None, Some(expected)) => {
+                    let found = self.spawn_checksum(expected.algorithm);
                     let found = await_checksum(found, source).await?;
                     self.plan.compare_checksum(&found)?;
                     Digest::Known(found)
                 }
                 // With a cache the first layer's recipe needs it, and this one would come too late.
-                None if self.layers.is_some() => {
+                (None, None) if self.layers.is_some() => {
                     let found = self.spawn_checksum(Algorithm::Sha256);
                     Digest::Known(await_checksum(found, source).await?)
                 }
-                None => Digest::Pending(self.spawn_checksum(Algorithm::Sha256)),
+                (None, None) => Digest::Pending(self.spawn_checksum(Algorithm::Sha256)),
             };
             let size = Size(self.plan.virtual_size);
             Ok((digest, format!("{}, {size}", self.plan.base_format)))
         };
         let stages = Stages::new(self.report.as_ref());
-        stages.run(Stage::Base, &source.display().to_string(), checked).await
+        let name = self.plan.profile.image.source.value.to_string();
+        stages.run(Stage::Base, &name, checked).await
     }
 
     fn spawn_checksum(&self, algorithm: Algorithm) -> PendingChecksum {
-        let path = self.plan.profile.image.source.value.clone();
+        let path = self.plan.source.path.clone();
         let cancel = self.cancel.clone();
         let cache = self.layers.as_ref().map(|layers| layers.cache().clone());
         tokio::task::spawn_blocking(move || match cache {
@@ -332,9 +335,7 @@ impl Build {
     async fn digest(&self, digest: Digest) -> Result<Checksum, Error> {
         match digest {
             Digest::Known(checksum) => Ok(checksum),
-            Digest::Pending(task) => {
-                await_checksum(task, &self.plan.profile.image.source.value).await
-            }
+            Digest::Pending(task) => await_checksum(task, &self.plan.source.path).await,
         }
     }
 

@@ -13,11 +13,14 @@ use kvmbake_provision::step::{CheckContext, Step};
 use kvmbake_vmm::MachineConfig;
 use kvmbake_vmm::boot::{self, BootOverrides, FileSource, Kernel};
 
+use super::base::{self, Source};
+use super::cancel::Cancel;
 use super::step::shell_step;
 use crate::checksum::{self, Checksum};
 use crate::error::Error;
 use crate::profile::units::Size;
-use crate::profile::{Fault, Named, Profile, Run, Source, Text};
+use crate::profile::{self, BaseSource, Fault, Named, Profile, Run, Text};
+use crate::report::Report;
 
 /// Largest profile, user-data or key; anything beyond is not what it is taken for.
 const TEXT_LIMIT: u64 = 4 << 20;
@@ -26,6 +29,8 @@ const TEXT_LIMIT: u64 = 4 << 20;
 pub struct Plan {
     /// The profile.
     pub profile: Profile,
+    /// Where the base image was found.
+    pub source: Source,
     /// The base image, open for reading and locked against writers.
     pub base: Arc<dyn Block>,
     /// The base's format, pinned from here on.
@@ -43,15 +48,15 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// Reads the profile at `path` and looks at everything it names.
+    /// Reads the profile at `path`, looks at everything it names, and gets the base image when it is
+    /// not on this host yet.
     ///
     /// # Errors
-    /// The faults found, each with its place in the profile.
-    pub fn load(path: &Path) -> Result<Plan, Error> {
+    /// The faults found, each with its place in the profile; the base cannot be had.
+    pub fn load(path: &Path, report: &Arc<dyn Report>, cancel: &Cancel) -> Result<Plan, Error> {
         let text = read_profile(path)?;
-        let profile = Profile::parse(Source::new(path, text)).map_err(Error::profile)?;
+        let profile = Profile::parse(profile::Source::new(path, text)).map_err(Error::profile)?;
         let mut faults = Vec::new();
-        let base = open_base(&profile, &mut faults);
         let seed = profile.seed.as_ref();
         let user_data = seed.and_then(|seed| seed.user_data.as_ref());
         let user_data = user_data.and_then(|text| read_text(text, &mut faults));
@@ -66,8 +71,17 @@ impl Plan {
             fault(&mut faults, folder, format!("{} is no folder", folder.value.display()), None);
         }
         let boot = boot_overrides(&profile, &mut faults);
-        let (base, base_format) = match base {
-            Some(base) if faults.is_empty() => base,
+        // A download takes its time: whatever else is at fault is told before it.
+        let is_here = matches!(profile.image.source.value, BaseSource::File(_));
+        let got = match is_here || faults.is_empty() {
+            true => {
+                let source = base::get(&profile.image, report, cancel)?;
+                open_base(&profile, &source.path, &mut faults).map(|base| (source, base))
+            }
+            false => None,
+        };
+        let (source, (base, base_format)) = match got {
+            Some(got) if faults.is_empty() => got,
             _ => {
                 faults.sort_by_key(|fault| (fault.place.line, fault.place.column));
                 return Err(Error::profile(faults));
@@ -76,6 +90,7 @@ impl Plan {
         let virtual_size = profile.image.size.as_ref().map_or(base.len(), |size| size.value);
         Ok(Plan {
             profile,
+            source,
             base,
             base_format,
             virtual_size,
@@ -103,7 +118,7 @@ impl Plan {
             writable: false,
             allow_backing: image.allow_backing.clone(),
         };
-        kvmbake_disk::files(&image.source.value, &options)
+        kvmbake_disk::files(&self.source.path, &options)
             .map_err(|error| Error::input("Cannot read the base image").because(&error))
     }
 
@@ -112,9 +127,9 @@ impl Plan {
     /// # Errors
     /// The base cannot be read, or is another.
     pub fn verify_checksum(&self) -> Result<(), Error> {
-        let Some(expected) = &self.profile.image.checksum else { return Ok(()) };
-        let path = &self.profile.image.source.value;
-        let found = checksum::of_file(path, expected.value.algorithm, &AtomicBool::new(false))
+        let Some(expected) = &self.source.expected else { return Ok(()) };
+        let path = &self.source.path;
+        let found = checksum::of_file(path, expected.algorithm, &AtomicBool::new(false))
             .map_err(|error| {
                 Error::input(format!("Cannot read {}", path.display())).because(&error)
             })?
@@ -127,11 +142,12 @@ impl Plan {
     /// # Errors
     /// They differ.
     pub fn compare_checksum(&self, found: &Checksum) -> Result<(), Error> {
-        let path = &self.profile.image.source.value;
-        match &self.profile.image.checksum {
-            Some(expected) if expected.value != *found => Err(Error::profile(vec![Fault {
+        let path = &self.source.path;
+        let place = self.profile.image.checksum.as_ref().map(|expected| &expected.place);
+        match &self.source.expected {
+            Some(expected) if expected != found => Err(Error::profile(vec![Fault {
                 message: format!("{} is not the image that the checksum is of", path.display()),
-                place: expected.place.clone(),
+                place: place.unwrap_or(&self.profile.image.source.place).clone(),
                 hint: Some(format!("The file's checksum is {found}")),
             }])),
             _ => Ok(()),
@@ -143,7 +159,7 @@ impl Plan {
     /// # Errors
     /// There is none, or it cannot be used.
     pub fn discover_kernel(&self) -> Result<Kernel, Error> {
-        discover(Arc::clone(&self.base), &self.boot, &self.profile.image.source.value)
+        discover(Arc::clone(&self.base), &self.boot, &self.profile.image.source.value.to_string())
     }
 }
 
@@ -154,10 +170,10 @@ impl Plan {
 pub fn discover(
     disk: Arc<dyn Block>,
     overrides: &BootOverrides,
-    name: &Path,
+    name: &str,
 ) -> Result<Kernel, Error> {
     boot::discover(disk, overrides).map_err(|error| {
-        Error::input(format!("Cannot boot {} directly", name.display()))
+        Error::input(format!("Cannot boot {name} directly"))
             .because(&error)
             .hint("[boot] kernel, initrd and cmdline in the profile name them by hand")
     })
@@ -173,7 +189,7 @@ fn read_profile(path: &Path) -> Result<String, Error> {
     String::from_utf8(bytes).map_err(|error| failed(&error.utf8_error()))
 }
 
-fn read_limited(path: &Path, limit: u64) -> std::io::Result<Vec<u8>> {
+pub(super) fn read_limited(path: &Path, limit: u64) -> std::io::Result<Vec<u8>> {
     let file = fs::File::open(path)?;
     if !file.metadata()?.is_file() {
         return Err(std::io::Error::other("not a regular file"));
@@ -190,7 +206,11 @@ fn fault<T>(faults: &mut Vec<Fault>, named: &Named<T>, message: String, hint: Op
     faults.push(Fault { message, place: named.place.clone(), hint });
 }
 
-fn open_base(profile: &Profile, faults: &mut Vec<Fault>) -> Option<(Arc<dyn Block>, Format)> {
+fn open_base(
+    profile: &Profile,
+    path: &Path,
+    faults: &mut Vec<Fault>,
+) -> Option<(Arc<dyn Block>, Format)> {
     let source = &profile.image.source;
     let refused = |faults: &mut Vec<Fault>, error: kvmbake_disk::Error| {
         let hint = error.hint().map(str::to_string);
@@ -198,7 +218,7 @@ fn open_base(profile: &Profile, faults: &mut Vec<Fault>) -> Option<(Arc<dyn Bloc
     };
     let format = match profile.image.format {
         Some(format) => format,
-        None => match kvmbake_disk::probe(&source.value) {
+        None => match kvmbake_disk::probe(path) {
             Ok(format) => format,
             Err(error) => {
                 refused(faults, error);
@@ -211,7 +231,7 @@ fn open_base(profile: &Profile, faults: &mut Vec<Fault>) -> Option<(Arc<dyn Bloc
         writable: false,
         allow_backing: profile.image.allow_backing.clone(),
     };
-    let base = match kvmbake_disk::open(&source.value, &options) {
+    let base = match kvmbake_disk::open(path, &options) {
         Ok(base) => base,
         Err(error) => {
             refused(faults, error);

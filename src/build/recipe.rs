@@ -58,11 +58,18 @@ fn boot(
         |path: &Path| cache.file_digest(path, cancel).map_err(|error| unreadable(path, &error));
     for (index, path) in plan.base_files()?.iter().enumerate() {
         let name = if index == 0 { "base".to_string() } else { format!("base file {}", index + 1) };
-        // The manifest needs this checksum as well, so that the file is read once for both.
-        let checksum = cache.file_checksum(path, Algorithm::Sha256, cancel);
-        let checksum = checksum.map_err(|error| unreadable(path, &error))?.to_string();
+        let checksum = match &plan.source.checksum {
+            // Of the file as it came, which the image follows from.
+            Some(checked) if index == 0 => checked.to_string(),
+            // The manifest needs this checksum as well, so that the file is read once for both.
+            _ => {
+                let checksum = cache.file_checksum(path, Algorithm::Sha256, cancel);
+                checksum.map_err(|error| unreadable(path, &error))?.to_string()
+            }
+        };
         let digest = Digest::of(checksum.as_bytes());
-        fields.push(Field::file(name, label(path), 0, digest));
+        let label = if index == 0 { plan.source.name.clone() } else { label(path) };
+        fields.push(Field::file(name, label, 0, digest));
     }
     let mut text = |name: &str, value: String| fields.push(Field::text(name, value));
     text("base format", plan.base_format.to_string());

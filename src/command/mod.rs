@@ -69,7 +69,7 @@ pub fn main() -> u8 {
             Err(error) => Err(error),
         },
         Command::Watch(args) => watch::run(&args, Arc::clone(&reporter)),
-        Command::Validate(args) => validate::run(&args),
+        Command::Validate(args) => validate::run(&args, Arc::clone(&reporter)),
         Command::Convert(args) => convert::run(&args, Arc::clone(&reporter)),
         Command::Info(args) => info::run(&args),
         Command::Check(args) => check::run(&args),

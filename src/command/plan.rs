@@ -11,7 +11,7 @@ use crate::report::{Report, planned, printable};
 
 /// Says what a run would take from the cache, what it would do, and why
 ///
-/// Nothing is booted and nothing is written. For each layer that is missing it says what differs from
+/// Nothing is booted, and nothing is written but a base image that must be downloaded first. For each layer that is missing it says what differs from
 /// the profile's last run: the key, the variable or the file, with the old and the new value.
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -32,7 +32,7 @@ pub struct Args {
 pub fn run(args: &Args, report: Arc<dyn Report>) -> Result<(), Error> {
     let cancel = Cancel::default();
     super::stop_on_signal(&cancel)?;
-    let plan = Arc::new(Plan::load(&args.profile)?);
+    let plan = Arc::new(Plan::load(&args.profile, &report, &cancel)?);
     let options = args.cache.options(&plan)?;
     let build = Build::new(Arc::clone(&plan), &options, report, cancel)?;
     let outlook = super::block_on(build.outlook(Position::Sealed))?;
@@ -51,7 +51,7 @@ pub fn run(args: &Args, report: Arc<dyn Report>) -> Result<(), Error> {
         return print(&format!("{}\n", serde_json::Value::Array(entries)));
     }
     let mut text = String::new();
-    let base = plan.profile.image.source.value.display().to_string();
+    let base = plan.profile.image.source.value.to_string();
     let _ = writeln!(text, "  {:<6}  {:<7}  {}", "", "base", printable(&base));
     for entry in &outlook.entries {
         let line = planned(&entry.position.to_string(), &entry.title, &entry.remark());

@@ -44,7 +44,7 @@ pub struct Args {
 pub fn run(args: &Args, report: Arc<dyn Report>) -> Result<(), Error> {
     let cancel = Cancel::default();
     super::stop_on_signal(&cancel)?;
-    let plan = Arc::new(Plan::load(&args.profile)?);
+    let plan = Arc::new(Plan::load(&args.profile, &report, &cancel)?);
     let until =
         args.until.as_deref().map(|text| Position::find(&plan.profile, text)).transpose()?;
     let mut options = args.cache.options(&plan)?;

@@ -34,7 +34,7 @@ pub struct Args {
 pub fn run(args: &Args, report: Arc<dyn Report>) -> Result<u8, Error> {
     let cancel = Cancel::default();
     super::stop_on_signal(&cancel)?;
-    let plan = Arc::new(Plan::load(&args.profile)?);
+    let plan = Arc::new(Plan::load(&args.profile, &report, &cancel)?);
     let steps = plan.profile.steps.len();
     let goal =
         match args.at.as_deref().map(|text| Position::find(&plan.profile, text)).transpose()? {

@@ -2,11 +2,13 @@
 
 use std::fmt::Write;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use super::print;
-use crate::build::Plan;
+use crate::build::{Cancel, Plan};
 use crate::error::Error;
 use crate::profile::units::Size;
+use crate::report::Report;
 
 /// Checks everything about a profile that can be checked without booting
 ///
@@ -23,8 +25,10 @@ pub struct Args {
 ///
 /// # Errors
 /// The faults found.
-pub fn run(args: &Args) -> Result<(), Error> {
-    let plan = Plan::load(&args.profile)?;
+pub fn run(args: &Args, report: Arc<dyn Report>) -> Result<(), Error> {
+    let cancel = Cancel::default();
+    super::stop_on_signal(&cancel)?;
+    let plan = Plan::load(&args.profile, &report, &cancel)?;
     plan.verify_checksum()?;
     let kernel = plan.discover_kernel()?;
     kernel
@@ -33,13 +37,7 @@ pub fn run(args: &Args) -> Result<(), Error> {
         .map_err(|error| Error::input("The kernel cannot be booted").because(&error))?;
     let mut text = String::new();
     let base = &plan.profile.image.source.value;
-    let _ = writeln!(
-        text,
-        "base     {}  {}, {}",
-        base.display(),
-        plan.base_format,
-        Size(plan.virtual_size)
-    );
+    let _ = writeln!(text, "base     {}  {}, {}", base, plan.base_format, Size(plan.virtual_size));
     let _ = writeln!(text, "boot     {}", kernel.origin);
     let _ = writeln!(text, "cmdline  {}", kernel.cmdline);
     for (index, step) in plan.profile.steps.iter().enumerate() {

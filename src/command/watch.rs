@@ -69,7 +69,7 @@ pub fn run(args: &Args, report: Arc<dyn Report>) -> Result<(), Error> {
 }
 
 async fn bake(args: &Args, report: Arc<dyn Report>, cancel: Cancel) -> Result<(), Error> {
-    let plan = Arc::new(Plan::load(&args.profile)?);
+    let plan = Arc::new(Plan::load(&args.profile, &report, &cancel)?);
     let until =
         args.until.as_deref().map(|text| Position::find(&plan.profile, text)).transpose()?;
     let options = args.cache.options(&plan)?;

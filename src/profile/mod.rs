@@ -5,6 +5,7 @@ mod reader;
 mod source;
 pub mod units;
 
+use std::fmt;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -18,6 +19,7 @@ use reader::{At, Faults, Reader};
 pub use source::{Fault, Place, Source};
 
 use crate::checksum::Checksum;
+use crate::fetch::Url;
 
 /// Smallest guest memory that boots a distribution's kernel and initrd.
 const MINIMUM_MEMORY: u64 = 128 << 20;
@@ -60,20 +62,51 @@ pub struct Named<T> {
 }
 
 /// The base image and what becomes of it.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Image {
     /// The name that outputs carry.
     pub name: String,
-    /// The base image, resolved against the profile's folder.
-    pub source: Named<PathBuf>,
+    /// Where the base image is.
+    pub source: Named<BaseSource>,
     /// The base's format, when it is pinned.
     pub format: Option<DiskFormat>,
-    /// The base's expected digest.
-    pub checksum: Option<Named<Checksum>>,
+    /// What the base's checksum must be.
+    pub checksum: Option<Named<Expected>>,
     /// The virtual size to grow to, in bytes.
     pub size: Option<Named<u64>>,
     /// Folders below which the base may name other files.
     pub allow_backing: Vec<PathBuf>,
+}
+
+/// Where a base image is.
+#[derive(Debug, Clone)]
+pub enum BaseSource {
+    /// On this host, resolved against the profile's folder.
+    File(PathBuf),
+    /// On a server, with its mirrors; never empty.
+    Urls(Vec<Url>),
+}
+
+impl fmt::Display for BaseSource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            BaseSource::File(path) => fmt::Display::fmt(&path.display(), f),
+            BaseSource::Urls(urls) => urls.first().map_or(Ok(()), |url| fmt::Display::fmt(url, f)),
+        }
+    }
+}
+
+/// What the profile says of the base's checksum.
+#[derive(Debug, Clone)]
+pub enum Expected {
+    /// The checksum itself.
+    Checksum(Checksum),
+    /// A list of checksums on this host.
+    ListFile(PathBuf),
+    /// A list of checksums on a server.
+    ListUrl(Url),
+    /// That none is known: whatever comes is taken.
+    Unchecked,
 }
 
 /// The machine as the guest sees it.
@@ -300,11 +333,21 @@ impl Context<'_> {
 
     fn image(&self, reader: Reader<'_, '_>) -> Option<Image> {
         let name = reader.required_string("name").and_then(|name| file_name(&reader, "name", name));
-        let source = reader.required_string("source");
+        let source = self.base_source(&reader);
         let format = reader.parsed("format", |text| {
             text.parse().map_err(|_| format!("`{text}` is no base format; known are qcow2 and raw"))
         });
-        let checksum = reader.parsed("checksum", str::parse);
+        let checksum = reader.parsed("checksum", |text| self.expected(text));
+        if let (Some(source), None) = (&source, reader.value("checksum"))
+            && matches!(source.value, BaseSource::Urls(_))
+        {
+            reader.fault_with_hint(
+                &source.span,
+                "A `source` that is downloaded needs a `checksum`",
+                "Give the digest (\"sha256:…\"), or the URL of a list such as SHA256SUMS; \
+                 `checksum = \"none\"` takes whatever comes",
+            );
+        }
         let size = reader.size("size");
         if let Some(size) = &size
             && size.value % 512 != 0
@@ -315,12 +358,68 @@ impl Context<'_> {
         reader.finish();
         Some(Image {
             name: name?,
-            source: self.path(source?),
+            source: self.named(source?),
             format: format.map(|at| at.value),
             checksum: checksum.map(|at| self.named(at)),
             size: size.map(|at| self.named(at)),
             allow_backing: allow_backing.into_iter().map(|at| self.path(at).value).collect(),
         })
+    }
+
+    /// A path, a URL, or a list of URLs of which any will do.
+    fn base_source(&self, reader: &Reader<'_, '_>) -> Option<At<BaseSource>> {
+        if reader.value("source").is_none() {
+            reader.fault(&reader.span(), "[image] has no `source`");
+        }
+        let texts = reader.strings("source")?;
+        let span = match (texts.first(), texts.last()) {
+            (Some(first), Some(last)) => first.span.start..last.span.end,
+            _ => {
+                reader.fault(&reader.span(), "`source` in [image] is an empty list");
+                return None;
+            }
+        };
+        if let [only] = &texts[..]
+            && !Url::is_meant(&only.value)
+        {
+            let path = folder_of(self.source).join(&only.value);
+            return Some(At { value: BaseSource::File(path), span });
+        }
+        let mut urls = Vec::with_capacity(texts.len());
+        for text in &texts {
+            if !Url::is_meant(&text.value) {
+                reader
+                    .fault(&text.span, format!("`{}` in a list of mirrors is no URL", text.value));
+                return None;
+            }
+            match text.value.parse() {
+                Ok(url) => urls.push(url),
+                Err(message) => {
+                    reader.fault(&text.span, message);
+                    return None;
+                }
+            }
+        }
+        Some(At { value: BaseSource::Urls(urls), span })
+    }
+
+    /// What stands before a colon is an algorithm, unless a path or a URL begins so.
+    fn expected(&self, text: &str) -> Result<Expected, String> {
+        if text == "none" {
+            return Ok(Expected::Unchecked);
+        }
+        if Url::is_meant(text) {
+            return text.parse().map(Expected::ListUrl);
+        }
+        let is_path = match text.split_once(':') {
+            Some((algorithm, _)) => algorithm.contains('/'),
+            // A bare digest lacks its algorithm; it is no file's name.
+            None => Checksum::from_digits(text).is_none(),
+        };
+        if is_path {
+            return Ok(Expected::ListFile(folder_of(self.source).join(text)));
+        }
+        text.parse().map(Expected::Checksum)
     }
 
     fn machine(&self, reader: Option<Reader<'_, '_>>) -> Machine {

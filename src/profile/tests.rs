@@ -46,7 +46,8 @@ fn only_fault(text: &str) -> Fault {
 #[test]
 fn a_sound_profile_is_read_whole() {
     let profile = parse(SOUND).unwrap();
-    assert_eq!(profile.image.source.value, Path::new("/profiles/debian.qcow2"));
+    let BaseSource::File(source) = &profile.image.source.value else { panic!("not a file") };
+    assert_eq!(source, Path::new("/profiles/debian.qcow2"));
     assert_eq!(profile.image.size.as_ref().unwrap().value, 8 << 30);
     assert_eq!((profile.machine.cpus, profile.machine.memory), (4, 2 << 30));
     assert_eq!(profile.ssh.timeout, Duration::from_secs(90));
@@ -124,4 +125,58 @@ fn user_data_of_several_lines_stands_for_itself() {
     let seed = parse(&text).unwrap().seed.unwrap();
     let Some(Text::Inline(text)) = seed.user_data else { panic!("not inline") };
     assert_eq!(text, "#cloud-config\n{}");
+}
+
+fn image(lines: &str) -> String {
+    format!("[image]\nname = \"web\"\n{lines}\n[[output]]\nformat = \"raw\"\n")
+}
+
+#[test]
+fn a_base_is_a_path_a_url_or_a_list_of_urls() {
+    let source = |lines: &str| parse(&image(lines)).unwrap().image.source.value.to_string();
+    assert_eq!(source("source = \"a/b.img\""), "/profiles/a/b.img");
+    let lines = "source = \"https://h/b.img\"\nchecksum = \"none\"";
+    assert_eq!(source(lines), "https://h/b.img");
+    let lines = "source = [\"http://h/b\", \"http://i/b\"]\nchecksum = \"SHA256SUMS\"";
+    let BaseSource::Urls(urls) = parse(&image(lines)).unwrap().image.source.value else {
+        panic!("no URLs")
+    };
+    assert_eq!(urls.len(), 2);
+    for (lines, message) in [
+        ("source = []", "empty list"),
+        (
+            "source = [\"http://h/b\", \"b.img\"]\nchecksum = \"none\"",
+            "`b.img` in a list of mirrors",
+        ),
+        ("source = \"ftp://h/b\"\nchecksum = \"none\"", "known are http and https"),
+        ("source = 7", "must be a string or a list"),
+    ] {
+        let fault = only_fault(&image(lines));
+        assert!(fault.message.contains(message), "{lines}: {}", fault.message);
+        assert_eq!(fault.place.line, if lines == "source = []" { 1 } else { 3 });
+    }
+}
+
+#[test]
+fn a_url_without_a_checksum_is_refused_unless_the_profile_says_none() {
+    let fault = only_fault(&image("source = \"https://h/b.img\""));
+    assert_eq!((fault.place.line, fault.place.column), (3, 10));
+    assert!(fault.hint.unwrap().contains("SHA256SUMS"));
+}
+
+#[test]
+fn a_checksum_is_a_digest_or_names_a_list() {
+    let expected = |text: &str| {
+        parse(&image(&format!("source = \"b\"\nchecksum = \"{text}\"")))
+            .map(|profile| profile.image.checksum.unwrap().value)
+    };
+    let digest = "md5:900150983cd24fb0d6963f7d28e17f72";
+    assert!(matches!(expected(digest), Ok(Expected::Checksum(_))));
+    assert!(matches!(expected("none"), Ok(Expected::Unchecked)));
+    assert!(matches!(expected("https://h/SUMS"), Ok(Expected::ListUrl(_))));
+    let Ok(Expected::ListFile(path)) = expected("sums/SHA256SUMS") else { panic!("no file") };
+    assert_eq!(path, Path::new("/profiles/sums/SHA256SUMS"));
+    for wrong in ["md5:00", "sha3:00", &digest[4..], "ftp://h/x"] {
+        assert!(expected(wrong).is_err(), "{wrong}");
+    }
 }

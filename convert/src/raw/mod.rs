@@ -5,4 +5,4 @@ mod encode;
 mod packed;
 
 pub(crate) use encode::RawEncoder;
-pub(crate) use packed::Packing;
+pub use packed::{Packing, packing, unpack};
