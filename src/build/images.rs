@@ -10,9 +10,10 @@ use kvmbake_disk::Block;
 use super::chain::Chain;
 use super::manifest::{self, Artifact, Manifest};
 use super::outlook::{Outlook, State};
-use super::workspace::{self, Workspace};
+use super::workspace::Workspace;
 use super::{Build, export, reuse, stage};
 use crate::cache::{Exported, LayerId};
+use crate::calendar::rfc3339;
 use crate::checksum::{self, Checksum};
 use crate::error::{Blame, Error};
 use crate::profile::Output;
@@ -116,7 +117,7 @@ impl Build {
             manifest_version: Manifest::version(),
             kvmbake_version: env!("CARGO_PKG_VERSION"),
             name: profile.image.name.clone(),
-            started: workspace::rfc3339(self.now),
+            started: rfc3339(self.now),
             seconds: stage::seconds(self.begun.elapsed()),
             source: manifest::Source {
                 file: self.plan.source.name.clone(),

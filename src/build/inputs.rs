@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-use crate::profile::{BaseSource, Expected, Profile, Run, Source, Text};
+use crate::profile::{BaseSource, Expected, Given, Profile, Run, Source, Text};
 
 /// Files, and folders with all that is in them.
 #[derive(Debug, Default)]
@@ -13,12 +13,14 @@ pub struct Inputs {
 }
 
 impl Inputs {
-    /// Returns what the profile at `path` names; of one that cannot be read, the profile alone.
-    pub fn of(path: &Path) -> Inputs {
+    /// Returns what the profile at `path` names with what it is `given`; of one that cannot be read, the
+    /// profile alone.
+    pub fn of(path: &Path, given: &Given) -> Inputs {
         let mut inputs = Inputs::default();
         inputs.add(path);
         let text = std::fs::read_to_string(path).ok();
-        let profile = text.and_then(|text| Profile::parse(Source::new(path, text)).ok());
+        let profile =
+            text.and_then(|text| Profile::parse_with(Source::new(path, text), given).ok());
         if let Some(profile) = profile {
             inputs.add_named(&profile);
         }
@@ -99,7 +101,7 @@ mod tests {
                     [[step]]\nshell = { script = \"setup.sh\" }\n[[output]]\nformat = \"raw\"\n";
         std::fs::write(path("a.toml"), text).unwrap();
         std::fs::create_dir_all(path("www/deep")).unwrap();
-        let inputs = Inputs::of(&path("a.toml"));
+        let inputs = Inputs::of(&path("a.toml"), &Given::default());
         for name in ["a.toml", "base.qcow2", "user-data", "setup.sh", "www/deep/file"] {
             assert!(inputs.contain(&path(name)), "{name}");
         }
@@ -108,6 +110,6 @@ mod tests {
         let real = folder.path().canonicalize().unwrap();
         assert_eq!(folders, [(real.clone(), false), (real.join("www"), true)]);
         std::fs::write(path("a.toml"), "nonsense").unwrap();
-        assert!(Inputs::of(&path("a.toml")).contain(&path("a.toml")));
+        assert!(Inputs::of(&path("a.toml"), &Given::default()).contain(&path("a.toml")));
     }
 }

@@ -7,6 +7,8 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
+use crate::secret::Secrets;
+
 /// The manifest's own version; raised when a field changes its meaning or goes.
 const VERSION: u32 = 1;
 
@@ -123,12 +125,14 @@ impl Manifest {
         VERSION
     }
 
-    /// Writes the manifest and the two lists of sums into `folder`.
+    /// Writes the manifest and the two lists of sums into `folder`, without the secrets.
     ///
     /// # Errors
     /// The file system's error.
-    pub fn write(&self, folder: &Path) -> io::Result<()> {
-        let mut json = serde_json::to_string_pretty(self)?;
+    pub fn write(&self, folder: &Path, secrets: &Secrets) -> io::Result<()> {
+        let mut value = serde_json::to_value(self)?;
+        secrets.redact_json(&mut value);
+        let mut json = serde_json::to_string_pretty(&value)?;
         json.push('\n');
         write_synced(&folder.join("manifest.json"), &json)?;
         write_synced(&folder.join("SHA512SUM.txt"), &self.sums(|artifact| &artifact.sha512))?;

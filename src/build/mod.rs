@@ -149,7 +149,7 @@ impl Build {
             Error::input(format!("Cannot finish the build in {}", output.display())).because(&error)
         };
         let workspace = place.into_workspace().map_err(failed)?;
-        manifest.write(&workspace.path("")).map_err(failed)?;
+        manifest.write(&workspace.path(""), &self.plan.profile.secrets).map_err(failed)?;
         let folder = workspace.publish().map_err(failed)?;
         match (lost, sealed) {
             (Some(error), _) => self.note(&format!("the sealed disk is not kept: {error}")),
@@ -275,7 +275,7 @@ impl Build {
 
     fn bake<'p>(&self, place: &'p Place) -> Result<Bake<'p>, Error> {
         let path = place.workspace.path(SERIAL_LOG);
-        let console = Console::create(&path).map_err(|error| {
+        let console = Console::create(&path, &self.plan.profile.secrets).map_err(|error| {
             Error::input(format!("Cannot create {}", path.display())).because(&error)
         })?;
         Ok(Bake {

@@ -19,7 +19,7 @@ use super::step::shell_step;
 use crate::checksum::{self, Checksum};
 use crate::error::Error;
 use crate::profile::units::Size;
-use crate::profile::{self, BaseSource, Fault, Named, Profile, Run, Text};
+use crate::profile::{self, BaseSource, Fault, Given, Named, Profile, Run, Text};
 use crate::report::Report;
 
 /// Largest profile, user-data or key; anything beyond is not what it is taken for.
@@ -48,14 +48,20 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// Reads the profile at `path`, looks at everything it names, and gets the base image when it is
+    /// Reads the profile at `path` with what it is `given`, looks at everything it names, and gets the base image when it is
     /// not on this host yet.
     ///
     /// # Errors
     /// The faults found, each with its place in the profile; the base cannot be had.
-    pub fn load(path: &Path, report: &Arc<dyn Report>, cancel: &Cancel) -> Result<Plan, Error> {
+    pub fn load(
+        path: &Path,
+        given: &Given,
+        report: &Arc<dyn Report>,
+        cancel: &Cancel,
+    ) -> Result<Plan, Error> {
         let text = read_profile(path)?;
-        let profile = Profile::parse(profile::Source::new(path, text)).map_err(Error::profile)?;
+        let profile =
+            Profile::parse_with(profile::Source::new(path, text), given).map_err(Error::profile)?;
         let mut faults = Vec::new();
         let seed = profile.seed.as_ref();
         let user_data = seed.and_then(|seed| seed.user_data.as_ref());

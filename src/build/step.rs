@@ -17,6 +17,7 @@ use super::stage::{Stages, seconds};
 use crate::error::Error;
 use crate::profile::{self, Run};
 use crate::report::{Event, Report, Stage};
+use crate::secret::Secrets;
 
 /// How long a guest that said it would reboot may take until its machine is reset.
 const REBOOT: Duration = Duration::from_secs(120);
@@ -64,7 +65,7 @@ pub async fn run(
     let begun = Instant::now();
     stages.step_started(number, &step.title);
     let shell = shell_step(step);
-    let mut log = Lines::new(number, report);
+    let mut log = Lines::new(number, report, &guest.setup.plan.profile.secrets);
     guest.connect().await?;
     let result = guest.watch(shell.run(guest.provisioned()?, &mut log)).await;
     log.finish();
@@ -188,17 +189,24 @@ fn under(mut error: Error, number: usize, step: &profile::Step) -> Error {
 struct Lines {
     step: usize,
     report: Arc<dyn Report>,
+    /// Before lines are made of it: a secret may have several.
+    secrets: [crate::secret::Stream; 2],
     buffers: [LineBuffer; 2],
 }
 
 impl Lines {
-    fn new(step: usize, report: Arc<dyn Report>) -> Lines {
-        Lines { step, report, buffers: Default::default() }
+    fn new(step: usize, report: Arc<dyn Report>, secrets: &Secrets) -> Lines {
+        let secrets = [secrets.stream(), secrets.stream()];
+        Lines { step, report, secrets, buffers: Default::default() }
     }
 
     fn finish(&mut self) {
-        for (buffer, stderr) in self.buffers.iter_mut().zip([false, true]) {
+        let streams = self.secrets.iter_mut().zip(self.buffers.iter_mut()).zip([false, true]);
+        for ((secrets, buffer), stderr) in streams {
             let (step, report) = (self.step, &self.report);
+            secrets.finish(&mut |bytes| {
+                buffer.push(bytes, |line| report.event(Event::Output { step, stderr, line }));
+            });
             buffer.finish(|line| report.event(Event::Output { step, stderr, line }));
         }
     }
@@ -208,8 +216,10 @@ impl Output for Lines {
     fn write(&mut self, stream: Stream, bytes: &[u8]) {
         let stderr = stream == Stream::Stderr;
         let (step, report) = (self.step, &self.report);
-        self.buffers[usize::from(stderr)]
-            .push(bytes, |line| report.event(Event::Output { step, stderr, line }));
+        let buffer = &mut self.buffers[usize::from(stderr)];
+        self.secrets[usize::from(stderr)].push(bytes, &mut |bytes| {
+            buffer.push(bytes, |line| report.event(Event::Output { step, stderr, line }));
+        });
     }
 }
 

@@ -1,14 +1,14 @@
 //! `kvmbake validate`
 
 use std::fmt::Write;
-use std::path::PathBuf;
 use std::sync::Arc;
 
-use super::print;
-use crate::build::{Cancel, Plan};
+use super::{ProfileArgs, print};
+use crate::build::Cancel;
 use crate::error::Error;
 use crate::profile::units::Size;
 use crate::report::Report;
+use crate::secret::Secrets;
 
 /// Checks everything about a profile that can be checked without booting
 ///
@@ -16,19 +16,18 @@ use crate::report::Report;
 /// checksum, and the kernel that a build would boot.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// The profile
-    #[arg(value_name = "PROFILE")]
-    profile: PathBuf,
+    #[command(flatten)]
+    profile: ProfileArgs,
 }
 
 /// Runs the checks and says what a build would do.
 ///
 /// # Errors
 /// The faults found.
-pub fn run(args: &Args, report: Arc<dyn Report>) -> Result<(), Error> {
+pub fn run(args: &Args, report: Arc<dyn Report>, secrets: &Secrets) -> Result<(), Error> {
     let cancel = Cancel::default();
     super::stop_on_signal(&cancel)?;
-    let plan = Plan::load(&args.profile, &report, &cancel)?;
+    let plan = args.profile.plan(&report, secrets, &cancel)?;
     plan.verify_checksum()?;
     let kernel = plan.discover_kernel()?;
     kernel
@@ -47,5 +46,5 @@ pub fn run(args: &Args, report: Arc<dyn Report>) -> Result<(), Error> {
         let _ = writeln!(text, "output   {}", output.file);
     }
     text.push_str("valid\n");
-    print(&text)
+    print(&secrets.redact(&text))
 }

@@ -1,9 +1,12 @@
 //! `profile.toml`: what to bake. This module knows the keys, their types and defaults, and what
 //! can be said about them from the text alone; [`crate::build::plan`] looks at the files they name.
 
+mod given;
 mod reader;
 mod source;
+mod template;
 pub mod units;
+mod vars;
 
 use std::fmt;
 use std::net::Ipv4Addr;
@@ -14,12 +17,15 @@ use kvmbake_convert::Format as OutputFormat;
 use kvmbake_disk::Format as DiskFormat;
 use toml::de::DeTable;
 
+pub use given::Given;
 pub use reader::nearest;
 use reader::{At, Faults, Reader};
 pub use source::{Fault, Place, Source};
+use vars::Scope;
 
 use crate::checksum::Checksum;
 use crate::fetch::Url;
+use crate::secret::Secrets;
 
 /// Smallest guest memory that boots a distribution's kernel and initrd.
 const MINIMUM_MEMORY: u64 = 128 << 20;
@@ -50,6 +56,8 @@ pub struct Profile {
     pub steps: Vec<Step>,
     /// `[[output]]`
     pub outputs: Vec<Output>,
+    /// The secrets among its variables.
+    pub secrets: Secrets,
 }
 
 /// A value that names a file, and the place to blame when the file is at fault.
@@ -237,11 +245,19 @@ pub struct Output {
 }
 
 impl Profile {
-    /// Parses `source`.
+    /// Parses `source`, its variables put in as far as the profile says what they are.
+    ///
+    /// # Errors
+    /// As [`Profile::parse_with`].
+    pub fn parse(source: Source) -> Result<Profile, Vec<Fault>> {
+        Profile::parse_with(source, &Given::default())
+    }
+
+    /// Parses `source`, its variables put in as it is `given` them.
     ///
     /// # Errors
     /// Every fault found, in the order of their places; never an empty list.
-    pub fn parse(source: Source) -> Result<Profile, Vec<Fault>> {
+    pub fn parse_with(source: Source, given: &Given) -> Result<Profile, Vec<Fault>> {
         let text = source.text().to_string();
         let document = DeTable::parse(&text).map_err(|error| {
             let span = error.span().unwrap_or(0..0);
@@ -252,13 +268,21 @@ impl Profile {
             }]
         })?;
         let faults = Faults::new(&source);
-        let context = Context { source: &source };
+        let scope = Scope::new(document.get_ref(), folder_of(&source), given);
+        scope.check(&faults);
+        let context = Context { source: &source, secrets: &given.secrets };
         let root = Reader::new(document.get_ref(), 0..0, "the profile", &faults);
+        let root = root.with_scope(Some(&scope));
+        if root.value("vars").is_some_and(|vars| vars.get_ref().as_table().is_none()) {
+            root.table("vars");
+        }
         let parts = context.profile(&root);
         root.finish();
         let faults = faults.into_sorted();
         match parts {
-            Some(parts) if faults.is_empty() => Ok(parts.into_profile(source)),
+            Some(parts) if faults.is_empty() => {
+                Ok(parts.into_profile(source, given.secrets.clone()))
+            }
             _ => Err(faults),
         }
     }
@@ -287,15 +311,16 @@ struct Parts {
 }
 
 impl Parts {
-    fn into_profile(self, source: Source) -> Profile {
+    fn into_profile(self, source: Source, secrets: Secrets) -> Profile {
         let Parts { image, machine, boot, seed, ssh, net, cache, steps, outputs } = self;
-        Profile { source, image, machine, boot, seed, ssh, net, cache, steps, outputs }
+        Profile { source, image, machine, boot, seed, ssh, net, cache, steps, outputs, secrets }
     }
 }
 
 /// What reading needs besides the table at hand.
 struct Context<'s> {
     source: &'s Source,
+    secrets: &'s Secrets,
 }
 
 impl Context<'_> {
@@ -332,7 +357,8 @@ impl Context<'_> {
     }
 
     fn image(&self, reader: Reader<'_, '_>) -> Option<Image> {
-        let name = reader.required_string("name").and_then(|name| file_name(&reader, "name", name));
+        let name = reader.required_string("name");
+        let name = name.and_then(|name| self.file_name(&reader, "name", name));
         let source = self.base_source(&reader);
         let format = reader.parsed("format", |text| {
             text.parse().map_err(|_| format!("`{text}` is no base format; known are qcow2 and raw"))
@@ -420,6 +446,29 @@ impl Context<'_> {
             return Ok(Expected::ListFile(folder_of(self.source).join(text)));
         }
         text.parse().map(Expected::Checksum)
+    }
+
+    /// A name that becomes a file's: nothing that leads elsewhere.
+    fn file_name(&self, reader: &Reader<'_, '_>, key: &str, name: At<String>) -> Option<String> {
+        let plain = name.value.chars().all(|c| c.is_ascii_alphanumeric() || "._-+".contains(c));
+        if name.value.is_empty()
+            || !plain
+            || name.value.starts_with(['.', '-'])
+            || name.value.len() > 128
+        {
+            let message =
+                format!("`{key}` must be a plain file name of letters, digits and . _ - +");
+            reader.fault(&name.span, message);
+            return None;
+        }
+        if self.secrets.within(&name.value) {
+            reader.fault(
+                &name.span,
+                format!("`{key}` holds a secret, which files would be called by"),
+            );
+            return None;
+        }
+        Some(name.value)
     }
 
     fn machine(&self, reader: Option<Reader<'_, '_>>) -> Machine {
@@ -550,7 +599,8 @@ impl Context<'_> {
         }
         reader.finish();
         let shell = shell?;
-        let title = name.map_or_else(|| shell.title(), |at| at.value);
+        let title = name.map_or_else(|| shell.title(self.secrets), |at| at.value);
+        let title = self.secrets.redact(&title).into_owned();
         Some(Step { title, shell, cache, max_age: max_age.map(|at| at.value), place })
     }
 
@@ -600,7 +650,7 @@ impl Context<'_> {
         let mut outputs: Vec<Output> = Vec::new();
         for reader in root.tables("output") {
             let format = reader.required_string("format");
-            let file = reader.string("name").and_then(|at| file_name(&reader, "name", at));
+            let file = reader.string("name").and_then(|at| self.file_name(&reader, "name", at));
             let span = format.as_ref().map_or(reader.span(), |at| at.span.clone());
             if let Some(format) = format {
                 match format.value.parse::<OutputFormat>() {
@@ -661,21 +711,6 @@ fn inline(
     Some(Run::Inline(commands.into_iter().map(|at| at.value).collect()))
 }
 
-/// A name that becomes a file's: nothing that leads elsewhere.
-fn file_name(reader: &Reader<'_, '_>, key: &str, name: At<String>) -> Option<String> {
-    let plain = name.value.chars().all(|c| c.is_ascii_alphanumeric() || "._-+".contains(c));
-    if name.value.is_empty()
-        || !plain
-        || name.value.starts_with(['.', '-'])
-        || name.value.len() > 128
-    {
-        let message = format!("`{key}` must be a plain file name of letters, digits and . _ - +");
-        reader.fault(&name.span, message);
-        return None;
-    }
-    Some(name.value)
-}
-
 impl Shell {
     /// A step of inline commands with every other setting at its default.
     fn of(run: Run) -> Shell {
@@ -692,7 +727,7 @@ impl Shell {
     }
 
     /// What to call the step when it has no name.
-    fn title(&self) -> String {
+    fn title(&self, secrets: &Secrets) -> String {
         match &self.run {
             Run::Inline(commands) => {
                 let first = commands.iter().find(|command| !command.trim().is_empty());
@@ -702,7 +737,8 @@ impl Shell {
                 } else {
                     String::new()
                 };
-                format!("{}{more}", shortened(first, 60))
+                // Hidden before it is cut, so that no part of a secret stays.
+                format!("{}{more}", shortened(&secrets.redact(first), 60))
             }
             Run::Scripts(paths) => {
                 let name = |path: &Named<PathBuf>| {

@@ -4,6 +4,7 @@
 mod failure;
 mod json;
 mod plain;
+mod redacted;
 mod terminal;
 
 use std::io::IsTerminal;
@@ -12,6 +13,7 @@ use std::time::Duration;
 use crate::error::Error;
 
 pub use failure::render as render_failure;
+pub use redacted::Redacted;
 
 /// The parts of a build, in their order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
