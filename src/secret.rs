@@ -11,6 +11,8 @@ use zeroize::Zeroizing;
 
 /// What stands in a secret's place.
 const MASK: &str = "***";
+/// What stands where a long text was cut.
+const CUT: &str = "…";
 /// Shorter ones would hide all kinds of other things.
 pub const SHORTEST: usize = 4;
 
@@ -55,7 +57,27 @@ impl Secrets {
                 shown = Cow::Owned(shown.replace(&**secret, MASK));
             }
         }
-        shown
+        match shown.contains(CUT) {
+            true => Cow::Owned(self.redact_cut(&shown, &list)),
+            false => shown,
+        }
+    }
+
+    /// Hides what is left of a secret where a text was cut.
+    fn redact_cut(&self, text: &str, list: &[Zeroizing<String>]) -> String {
+        let mut parts = text.split(CUT).map(str::to_string).collect::<Vec<_>>();
+        let last = parts.len() - 1;
+        for part in &mut parts[..last] {
+            let lengths = |secret: &str| {
+                let cuts = secret.char_indices().map(|(at, _)| at);
+                cuts.filter(|at| *at >= SHORTEST && part.ends_with(&secret[..*at])).max()
+            };
+            if let Some(length) = list.iter().filter_map(|secret| lengths(secret)).max() {
+                part.truncate(part.len() - length);
+                part.push_str(MASK);
+            }
+        }
+        parts.join(CUT)
     }
 
     /// Hides the secrets in all strings of `value`.
@@ -170,6 +192,13 @@ mod tests {
     fn of_two_that_begin_alike_nothing_of_the_longer_one_stays() {
         let secrets = secrets(&["abcd", "abcdefgh"]);
         assert_eq!(secrets.redact("abcdefgh abcd"), "*** ***");
+    }
+
+    #[test]
+    fn what_is_left_of_a_secret_where_a_text_was_cut_is_hidden_too() {
+        let secrets = secrets(&["hunter2-hunter2"]);
+        assert_eq!(secrets.redact("login hunter2…, hun… x"), "login ***…, hun… x");
+        assert_eq!(secrets.redact("plain…"), "plain…");
     }
 
     #[test]

@@ -40,9 +40,10 @@ impl Inputs {
         for named in boot.into_iter().chain(key).flatten() {
             self.add(&named.value);
         }
-        let seed = profile.seed.as_ref();
-        let texts = seed.map(|seed| [&seed.user_data, &seed.network_config]);
-        for text in texts.into_iter().flatten().flatten() {
+        let seed = &profile.seed;
+        let texts = [&seed.user_data, &seed.vendor_data, &seed.network_config];
+        let files = seed.files.iter().map(|(_, text)| text);
+        for text in texts.into_iter().flatten().chain(files) {
             if let Text::File(named) = text {
                 self.add(&named.value);
             }
@@ -57,7 +58,8 @@ impl Inputs {
         }
     }
 
-    fn add(&mut self, path: &Path) {
+    /// Adds a file.
+    pub fn add(&mut self, path: &Path) {
         self.files.insert(absolute(path));
     }
 

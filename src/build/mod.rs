@@ -26,6 +26,7 @@ mod position;
 mod recipe;
 mod reuse;
 mod seal;
+mod seed;
 mod stage;
 mod step;
 mod terminal;
@@ -37,7 +38,6 @@ use std::time::{Instant, SystemTime};
 
 use kvmbake_disk::MemoryBlock;
 use kvmbake_provision::key::BuildKey;
-use kvmbake_provision::seed::NoCloud;
 use tokio::task::JoinHandle;
 
 pub use cancel::Cancel;
@@ -343,25 +343,16 @@ impl Build {
     /// there is none: cloud-init sees a new instance in each build of another base, also when that is
     /// an image built here with the same key, and the same one after a reboot within a build.
     fn seed(&self) -> Result<Option<Arc<MemoryBlock>>, Error> {
-        let Some(seed) = &self.plan.profile.seed else { return Ok(None) };
         let public_key = self.key.public_openssh();
         let identity = match &self.layers {
             Some(layers) => layers.recipe(Position::Boot)?.key(None).to_string(),
             None => checksum::of_bytes(public_key.as_bytes()).to_string(),
         };
         let id: String = identity.trim_start_matches("sha256:").chars().take(16).collect();
-        let seed = NoCloud {
-            instance_id: format!("kvmbake-{id}"),
-            hostname: seed.hostname.clone(),
-            user_data: self.plan.user_data.clone(),
-            vendor_data: None,
-            network_config: self.plan.network_config.clone(),
-            public_key: self.plan.private_key.is_none().then_some(public_key),
-            user: Some(self.plan.profile.ssh.user.clone()),
-        };
-        let image =
-            seed.build().map_err(|error| Error::input("Cannot make the seed").because(&error))?;
-        Ok(Some(Arc::new(MemoryBlock::read_only(image))))
+        let key = self.plan.private_key.is_none().then_some(public_key);
+        let image = seed::make(&self.plan.profile, &self.plan.seed, &format!("kvmbake-{id}"), key)
+            .map_err(|error| Error::input("Cannot make the seed").because(&error))?;
+        Ok(image.map(|image| Arc::new(MemoryBlock::read_only(image))))
     }
 
     fn note(&self, text: &str) {

@@ -15,15 +15,21 @@ use kvmbake_vmm::boot::{self, BootOverrides, FileSource, Kernel};
 
 use super::base::{self, Source};
 use super::cancel::Cancel;
+use super::seed::{self, Texts};
 use super::step::shell_step;
 use crate::checksum::{self, Checksum};
 use crate::error::Error;
 use crate::profile::units::Size;
-use crate::profile::{self, BaseSource, Fault, Given, Named, Profile, Run, Text};
+use crate::profile::{self, BaseSource, Fault, Given, Named, Profile, Run, SeedKind, Text};
 use crate::report::Report;
 
 /// Largest profile, user-data or key; anything beyond is not what it is taken for.
 const TEXT_LIMIT: u64 = 4 << 20;
+
+/// Where Ignition finds its config: the machine has no fw_cfg, a config drive it can have.
+const IGNITION_PLATFORM: &str = "ignition.platform.id=openstack";
+/// Leaves network interfaces with the kernel's names in the boot that udev's rule is replaced in.
+const KERNEL_NAMES: &str = "net.ifnames=0";
 
 /// A profile and all that it names.
 pub struct Plan {
@@ -37,10 +43,8 @@ pub struct Plan {
     pub base_format: Format,
     /// The virtual size of the disk to build.
     pub virtual_size: u64,
-    /// The seed's user-data.
-    pub user_data: Option<Vec<u8>>,
-    /// The seed's network-config.
-    pub network_config: Option<Vec<u8>>,
+    /// The texts of the seed.
+    pub seed: Texts,
     /// The profile's own key, when it names one.
     pub private_key: Option<BuildKey>,
     /// What the profile says of kernel, initrd and command line.
@@ -63,11 +67,14 @@ impl Plan {
         let profile =
             Profile::parse_with(profile::Source::new(path, text), given).map_err(Error::profile)?;
         let mut faults = Vec::new();
-        let seed = profile.seed.as_ref();
-        let user_data = seed.and_then(|seed| seed.user_data.as_ref());
-        let user_data = user_data.and_then(|text| read_text(text, &mut faults));
-        let network_config = seed.and_then(|seed| seed.network_config.as_ref());
-        let network_config = network_config.and_then(|text| read_text(text, &mut faults));
+        let seed = Texts::read(&profile.seed, &mut faults);
+        // What cannot be made is told before the build has begun; the key and the name are the build's.
+        if faults.is_empty()
+            && let Err(error) = seed::make(&profile, &seed, "", Some(String::new()))
+        {
+            let place = profile.seed.place.clone();
+            faults.push(Fault { message: with_causes(&error), place, hint: None });
+        }
         let private_key =
             profile.ssh.private_key.as_ref().and_then(|path| read_key(path, &mut faults));
         check_steps(&profile, &mut faults);
@@ -94,17 +101,7 @@ impl Plan {
             }
         };
         let virtual_size = profile.image.size.as_ref().map_or(base.len(), |size| size.value);
-        Ok(Plan {
-            profile,
-            source,
-            base,
-            base_format,
-            virtual_size,
-            user_data,
-            network_config,
-            private_key,
-            boot,
-        })
+        Ok(Plan { profile, source, base, base_format, virtual_size, seed, private_key, boot })
     }
 
     /// Returns the size of the machine.
@@ -275,7 +272,7 @@ fn read_named(path: &Named<PathBuf>, limit: u64, faults: &mut Vec<Fault>) -> Opt
     }
 }
 
-fn read_text(text: &Text, faults: &mut Vec<Fault>) -> Option<Vec<u8>> {
+pub(super) fn read_text(text: &Text, faults: &mut Vec<Fault>) -> Option<Vec<u8>> {
     match text {
         Text::Inline(text) => Some(text.clone().into_bytes()),
         Text::File(path) => read_named(path, TEXT_LIMIT, faults),
@@ -316,11 +313,20 @@ fn boot_overrides(profile: &Profile, faults: &mut Vec<Fault>) -> BootOverrides {
         }
     }
     let host = |path: &Named<PathBuf>| FileSource::Host(path.value.clone());
+    // The profile's own words come last, as the last one of a kind counts.
+    let mut append = Vec::new();
+    if profile.seed.kind == SeedKind::Ignition {
+        append.push(IGNITION_PLATFORM);
+    }
+    if profile.seed.eth0_names {
+        append.push(KERNEL_NAMES);
+    }
+    append.extend(boot.append.as_deref());
     BootOverrides {
         kernel: boot.kernel.as_ref().map(host),
         initrd: boot.initrd.iter().map(host).collect(),
         cmdline: boot.cmdline.clone(),
-        append: boot.append.clone(),
+        append: Some(append.join(" ")).filter(|words| !words.is_empty()),
         ..BootOverrides::default()
     }
 }

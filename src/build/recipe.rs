@@ -12,7 +12,7 @@ use super::position::Position;
 use crate::cache::{Cache, CacheError, Digest, Field, Kind, Recipe};
 use crate::checksum::Algorithm;
 use crate::error::Error;
-use crate::profile::{Run, Step};
+use crate::profile::{Run, SeedKind, Step};
 use crate::secret::Secrets;
 
 /// The machine as the guest sees it; raised when devices, their order or their behaviour change so
@@ -84,19 +84,32 @@ fn boot(
     text("key", public_key.unwrap_or_default().into())?;
     text("dns", profile.net.dns.map_or_else(String::new, |dns| dns.to_string()))?;
     text("host_loopback", profile.net.host_loopback.to_string())?;
-    let hostname = profile.seed.as_ref().and_then(|seed| seed.hostname.clone());
-    text("seed", if profile.seed.is_some() { "nocloud" } else { "none" }.into())?;
-    text("hostname", hostname.unwrap_or_default())?;
+    let seed = &profile.seed;
+    text("seed", seed.kind.name().into())?;
+    text("hostname", seed.hostname.clone().unwrap_or_default())?;
+    if seed.eth0_names {
+        text("eth0_names", "true".into())?;
+    }
+    if seed.kind == SeedKind::Files {
+        text("label", seed.label.clone())?;
+    }
     for (name, kernel) in [("kernel", &profile.boot.kernel), ("initrd", &profile.boot.initrd)] {
         if let Some(path) = kernel {
             fields.push(Field::file(name, label(&path.value), 0, digest(&path.value)?));
         }
     }
-    let seed = [("user_data", &plan.user_data), ("network_config", &plan.network_config)];
-    for (name, bytes) in seed {
+    let texts = [
+        ("user_data", &plan.seed.user_data),
+        ("vendor_data", &plan.seed.vendor_data),
+        ("network_config", &plan.seed.network_config),
+    ];
+    for (name, bytes) in texts {
         if let Some(bytes) = bytes {
             fields.bytes(name, name, 0, bytes)?;
         }
+    }
+    for (name, bytes) in &plan.seed.files {
+        fields.bytes(format!("file {name}"), name, 0, bytes)?;
     }
     Ok(Recipe::new(Kind::Boot, fields.list))
 }

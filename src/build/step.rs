@@ -4,6 +4,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use kvmbake_provision::eth0;
 use kvmbake_provision::output::LineBuffer;
 use kvmbake_provision::step::{Log, Outcome, ShellSource, ShellStep, Step, StepError};
 use kvmbake_provision::wait::{CloudInit, cloud_init};
@@ -21,6 +22,8 @@ use crate::secret::Secrets;
 
 /// How long a guest that said it would reboot may take until its machine is reset.
 const REBOOT: Duration = Duration::from_secs(120);
+/// How long the guest may take to make its initramfs anew.
+const NAMES: Duration = Duration::from_secs(600);
 /// How long the question whether the guest is going down may take.
 const QUESTION: Duration = Duration::from_secs(20);
 /// Says `stopping` where systemd carries out a reboot that a script asked for.
@@ -113,6 +116,25 @@ pub async fn wait_for_cloud_init(
                     }
                     Err(ended) => return Err(guest.explain(&ended)),
                 }
+            }
+        })
+        .await
+}
+
+/// Leaves the guest's network interfaces with the kernel's names from its next boot on.
+///
+/// # Errors
+/// The guest did not let it, or ended.
+pub async fn keep_eth0(guest: &mut Guest, stages: &Stages<'_>) -> Result<(), Error> {
+    stages
+        .run(Stage::Names, "network interfaces keep the kernel's names", async {
+            guest.connect().await?;
+            match guest.watch(eth0::keep_eth0(&guest.provisioned()?.session, NAMES)).await {
+                Ok(Ok(())) => Ok(((), "done".to_string())),
+                Ok(Err(error)) => {
+                    Err(guest.failed("`eth0_names` could not be done").because(&error))
+                }
+                Err(ended) => Err(guest.explain(&ended)),
             }
         })
         .await

@@ -19,7 +19,7 @@ use std::sync::Arc;
 
 use clap::{Parser, Subcommand};
 
-use crate::build::{Cancel, Options, Plan, Position};
+use crate::build::{Cancel, Inputs, Options, Plan, Position};
 use crate::error::{Blame, Error};
 use crate::profile::Given;
 use crate::report::{self, Redacted, Report};
@@ -114,6 +114,14 @@ impl ProfileArgs {
         }
         self.vars.iter().for_each(|(name, value)| given.set(name, value));
         Ok(given)
+    }
+
+    /// Returns what the profile follows from; with a faulty file of variables, what is known without.
+    fn inputs(&self, secrets: &Secrets) -> Inputs {
+        let given = self.given(secrets).unwrap_or_else(|_| Given::of_process(secrets));
+        let mut inputs = Inputs::of(&self.profile, &given);
+        self.files.iter().for_each(|file| inputs.add(file));
+        inputs
     }
 
     fn plan(

@@ -47,7 +47,7 @@ pub fn run(args: &Args, report: Arc<dyn Report>, secrets: &Secrets) -> Result<()
         let mut watched = Watched::new(tell)?;
         loop {
             // Watched before it is read, so that no change falls between the two.
-            let inputs = Inputs::of(&args.profile.profile, &args.profile.given(secrets)?);
+            let inputs = args.profile.inputs(secrets);
             watched.follow(&inputs)?;
             match bake(args, Arc::clone(&report), secrets, cancel.clone()).await {
                 Err(error) if error.blame == Blame::Interrupted => return Err(error),

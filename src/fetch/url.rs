@@ -40,6 +40,12 @@ impl Url {
         decoded(path.rsplit_once('/').map_or(path, |(_, name)| name))
     }
 
+    /// Returns the password, as it is written.
+    pub fn password(&self) -> Option<&str> {
+        let (user, _) = self.authority.rsplit_once('@')?;
+        user.split_once(':').map(|(_, password)| password)
+    }
+
     /// Returns the whole text, the password included, as a client needs it.
     pub fn with_password(&self) -> String {
         format!("{}://{}{}", self.scheme(), self.authority, self.path)
@@ -106,8 +112,8 @@ impl FromStr for Url {
         if url.host().is_empty() {
             return Err(format!("The URL `{url}` names no host"));
         }
-        if text.chars().any(|c| c.is_control() || c.is_whitespace()) {
-            return Err(format!("The URL `{url}` holds a space or a control character"));
+        if !text.bytes().all(|byte| byte.is_ascii_graphic()) {
+            return Err(format!("The URL `{url}` holds a character that must be percent-encoded"));
         }
         Ok(url)
     }
@@ -190,12 +196,14 @@ mod tests {
         assert_eq!(url.to_string(), "https://me:***@host:8443/a%20b.img?c=d");
         assert_eq!(format!("{url:?}"), url.to_string());
         assert_eq!((url.host(), url.file_name()), ("host", "a b.img".into()));
-        assert!(url.with_password().contains("hunter2"));
+        assert!(url.with_password().contains("hunter2") && url.password() == Some("hunter2"));
     }
 
     #[test]
     fn what_is_no_http_url_is_refused() {
-        for text in ["ftp://host/x", "http://", "http:///x", "http://a b/", "host/x"] {
+        for text in
+            ["ftp://host/x", "http://", "http:///x", "http://a b/", "http://h/\u{e9}", "host/x"]
+        {
             assert!(text.parse::<Url>().is_err(), "{text}");
         }
         assert_eq!(url("http://[::1]:80").host(), "::1");

@@ -31,6 +31,8 @@ use crate::secret::Secrets;
 const MINIMUM_MEMORY: u64 = 128 << 20;
 const DEFAULT_MEMORY: u64 = 1 << 30;
 const MAXIMUM_CPUS: i64 = 64;
+/// The label of a disk with plain files.
+const DEFAULT_LABEL: &str = "SEED";
 const DEFAULT_SSH_TIMEOUT: Duration = Duration::from_secs(300);
 
 /// A profile whose text is sound.
@@ -44,8 +46,8 @@ pub struct Profile {
     pub machine: Machine,
     /// `[boot]`
     pub boot: Boot,
-    /// `[seed]`; `None` for a seed of kind "none"
-    pub seed: Option<NoCloud>,
+    /// `[seed]`
+    pub seed: Seed,
     /// `[ssh]`
     pub ssh: Ssh,
     /// `[net]`
@@ -139,15 +141,74 @@ pub struct Boot {
     pub append: Option<String>,
 }
 
-/// First-boot configuration for cloud-init's NoCloud.
-#[derive(Debug, Default)]
-pub struct NoCloud {
+/// First-boot configuration.
+#[derive(Debug)]
+pub struct Seed {
+    /// In which form it goes to the guest.
+    pub kind: SeedKind,
     /// The guest's host name.
     pub hostname: Option<String>,
-    /// The user-data.
+    /// The user-data; of Ignition its config.
     pub user_data: Option<Text>,
+    /// The vendor-data.
+    pub vendor_data: Option<Text>,
     /// The network-config.
     pub network_config: Option<Text>,
+    /// The label of a disk with plain files.
+    pub label: String,
+    /// Plain files, by their names on the disk.
+    pub files: Vec<(String, Text)>,
+    /// Whether network interfaces keep the kernel's names.
+    pub eth0_names: bool,
+    /// Where it stands.
+    pub place: Place,
+}
+
+/// The forms of a seed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SeedKind {
+    /// cloud-init's NoCloud.
+    NoCloud,
+    /// OpenStack's config drive.
+    ConfigDrive,
+    /// Ignition, on a config drive.
+    Ignition,
+    /// Plain files.
+    Files,
+    /// No disk.
+    None,
+}
+
+impl SeedKind {
+    const ALL: [SeedKind; 5] = [
+        SeedKind::NoCloud,
+        SeedKind::ConfigDrive,
+        SeedKind::Ignition,
+        SeedKind::Files,
+        SeedKind::None,
+    ];
+
+    /// Returns what a profile calls it.
+    pub fn name(self) -> &'static str {
+        match self {
+            SeedKind::NoCloud => "nocloud",
+            SeedKind::ConfigDrive => "config-drive",
+            SeedKind::Ignition => "ignition",
+            SeedKind::Files => "files",
+            SeedKind::None => "none",
+        }
+    }
+
+    /// The keys that it takes beside those of every seed.
+    fn keys(self) -> &'static [&'static str] {
+        match self {
+            SeedKind::NoCloud => &["hostname", "user_data", "vendor_data", "network_config"],
+            SeedKind::ConfigDrive => &["hostname", "user_data", "vendor_data"],
+            SeedKind::Ignition => &["hostname", "user_data"],
+            SeedKind::Files => &["label", "files"],
+            SeedKind::None => &[],
+        }
+    }
 }
 
 /// A text that stands in the profile or in a file beside it.
@@ -302,7 +363,7 @@ struct Parts {
     image: Image,
     machine: Machine,
     boot: Boot,
-    seed: Option<NoCloud>,
+    seed: Seed,
     ssh: Ssh,
     net: Net,
     cache: Cache,
@@ -419,7 +480,7 @@ impl Context<'_> {
                 return None;
             }
             match text.value.parse() {
-                Ok(url) => urls.push(url),
+                Ok(url) => urls.push(self.hidden(url)),
                 Err(message) => {
                     reader.fault(&text.span, message);
                     return None;
@@ -429,13 +490,21 @@ impl Context<'_> {
         Some(At { value: BaseSource::Urls(urls), span })
     }
 
+    /// Hides the password of a URL, which the profile itself may hold.
+    fn hidden(&self, url: Url) -> Url {
+        if let Some(password) = url.password() {
+            self.secrets.add(password);
+        }
+        url
+    }
+
     /// What stands before a colon is an algorithm, unless a path or a URL begins so.
     fn expected(&self, text: &str) -> Result<Expected, String> {
         if text == "none" {
             return Ok(Expected::Unchecked);
         }
         if Url::is_meant(text) {
-            return text.parse().map(Expected::ListUrl);
+            return text.parse().map(|url| Expected::ListUrl(self.hidden(url)));
         }
         let is_path = match text.split_once(':') {
             Some((algorithm, _)) => algorithm.contains('/'),
@@ -507,32 +576,54 @@ impl Context<'_> {
         boot
     }
 
-    fn seed(&self, reader: Option<Reader<'_, '_>>) -> Option<NoCloud> {
-        let Some(reader) = reader else { return Some(NoCloud::default()) };
+    fn seed(&self, reader: Option<Reader<'_, '_>>) -> Seed {
+        let mut seed = Seed {
+            kind: SeedKind::NoCloud,
+            hostname: None,
+            user_data: None,
+            vendor_data: None,
+            network_config: None,
+            label: DEFAULT_LABEL.into(),
+            files: Vec::new(),
+            eth0_names: false,
+            place: self.source.place(&reader.as_ref().map_or(0..0, Reader::span)),
+        };
+        let Some(reader) = reader else { return seed };
         let kind = reader.required_string("kind");
-        let seed = NoCloud {
-            hostname: reader.string("hostname").map(|at| at.value),
-            user_data: reader.string("user_data").map(|at| self.text(at)),
-            network_config: reader.string("network_config").map(|at| self.text(at)),
-        };
-        let seed = match kind {
-            Some(kind) if kind.value == "none" => {
-                if !matches!(
-                    seed,
-                    NoCloud { hostname: None, user_data: None, network_config: None }
-                ) {
-                    reader.fault(&kind.span, "A seed of kind \"none\" takes no other key");
+        if let Some(kind) = &kind {
+            match SeedKind::ALL.into_iter().find(|known| known.name() == kind.value) {
+                Some(known) => seed.kind = known,
+                None => {
+                    let known = SeedKind::ALL.map(SeedKind::name);
+                    let hint = nearest(&kind.value, known).map_or_else(
+                        || format!("Known are {}", known.join(", ")),
+                        |near| format!("Did you mean `{near}`?"),
+                    );
+                    let message = format!("`{}` is no kind of seed", kind.value);
+                    reader.fault_with_hint(&kind.span, message, hint);
                 }
-                None
             }
-            Some(kind) if kind.value != "nocloud" => {
-                let message =
-                    format!("`{}` is no kind of seed; known are nocloud and none", kind.value);
-                reader.fault(&kind.span, message);
-                None
+        }
+        seed.hostname = reader.string("hostname").map(|at| at.value);
+        seed.user_data = reader.string("user_data").map(|at| self.text(at));
+        seed.vendor_data = reader.string("vendor_data").map(|at| self.text(at));
+        seed.network_config = reader.string("network_config").map(|at| self.text(at));
+        if let Some(label) = reader.string("label") {
+            seed.label = label.value;
+        }
+        let files = reader.string_map("files").into_iter();
+        seed.files = files.map(|(name, at)| (name, self.text(at))).collect();
+        seed.eth0_names = reader.bool("eth0_names").unwrap_or(false);
+        let all = ["hostname", "user_data", "vendor_data", "network_config", "label", "files"];
+        for key in all.into_iter().filter(|key| !seed.kind.keys().contains(key)) {
+            if let Some(value) = reader.value(key) {
+                let message = format!("A seed of kind \"{}\" takes no `{key}`", seed.kind.name());
+                reader.fault(&value.span(), message);
             }
-            _ => Some(seed),
-        };
+        }
+        if seed.kind == SeedKind::Files && reader.value("files").is_none() {
+            reader.fault(&reader.span(), "A seed of kind \"files\" needs `files`");
+        }
         reader.finish();
         seed
     }
@@ -622,7 +713,8 @@ impl Context<'_> {
                 None
             }
         };
-        let env = reader.string_map("env");
+        let env = reader.string_map("env").into_iter();
+        let env: Vec<(String, String)> = env.map(|(name, at)| (name, at.value)).collect();
         for (name, _) in &env {
             let valid = name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_')
                 && !name.starts_with(|c: char| c.is_ascii_digit());

@@ -274,7 +274,7 @@ impl<'t, 's> Reader<'t, 's> {
     }
 
     /// Reads a table of strings, e.g. an environment.
-    pub fn string_map(&self, key: &'static str) -> Vec<(String, String)> {
+    pub fn string_map(&self, key: &'static str) -> Vec<(String, At<String>)> {
         let Some(value) = self.value(key) else { return Vec::new() };
         let Some(table) = value.get_ref().as_table() else {
             self.wrong_type(key, value, "a table of strings");
@@ -285,7 +285,7 @@ impl<'t, 's> Reader<'t, 's> {
             match item.get_ref().as_str() {
                 Some(text) => {
                     if let Some(text) = self.expanded(text, item.span()) {
-                        pairs.push((name.get_ref().to_string(), text.value));
+                        pairs.push((name.get_ref().to_string(), text));
                     }
                 }
                 None => self.wrong_type(name.get_ref(), item, "a string"),

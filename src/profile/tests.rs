@@ -122,7 +122,7 @@ fn a_shell_step_runs_one_thing() {
 #[test]
 fn user_data_of_several_lines_stands_for_itself() {
     let text = SOUND.replace("\"user-data.yaml\"", "\"#cloud-config\\n{}\"");
-    let seed = parse(&text).unwrap().seed.unwrap();
+    let seed = parse(&text).unwrap().seed;
     let Some(Text::Inline(text)) = seed.user_data else { panic!("not inline") };
     assert_eq!(text, "#cloud-config\n{}");
 }
@@ -178,5 +178,39 @@ fn a_checksum_is_a_digest_or_names_a_list() {
     assert_eq!(path, Path::new("/profiles/sums/SHA256SUMS"));
     for wrong in ["md5:00", "sha3:00", &digest[4..], "ftp://h/x"] {
         assert!(expected(wrong).is_err(), "{wrong}");
+    }
+}
+
+#[test]
+fn each_kind_of_seed_takes_its_own_keys() {
+    let seed = |lines: &str| parse(&image(&format!("source = \"b\"\n[seed]\n{lines}")));
+    let files = "kind = \"files\"\nlabel = \"OEMDRV\"\nfiles = { \"ks.cfg\" = \"# inline\", \"a/b\" = \"b.txt\" }";
+    let seen = seed(files).unwrap().seed;
+    assert_eq!((seen.kind, seen.label.as_str()), (SeedKind::Files, "OEMDRV"));
+    assert!(matches!(seen.files[..], [(_, Text::File(_)), (_, Text::Inline(_))]));
+    let seen =
+        seed("kind = \"config-drive\"\nvendor_data = \"v\"\neth0_names = true").unwrap().seed;
+    assert!(seen.kind == SeedKind::ConfigDrive && seen.eth0_names);
+    for (lines, message) in [
+        ("kind = \"none\"\nhostname = \"x\"", "\"none\" takes no `hostname`"),
+        ("kind = \"ignition\"\nnetwork_config = \"x\"", "takes no `network_config`"),
+        ("kind = \"files\"", "needs `files`"),
+        ("kind = \"no-cloud\"", "`no-cloud` is no kind of seed"),
+    ] {
+        let faults = seed(lines).unwrap_err();
+        assert!(faults[0].message.contains(message), "{lines}: {faults:?}");
+    }
+}
+
+#[test]
+fn the_examples_are_sound() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples");
+    let mut given = Given { environment: |_| Some("a value".into()), ..Given::default() };
+    for (file, vars) in [("debian.toml", &[][..]), ("download.toml", &["role"])] {
+        vars.iter().for_each(|name| given.set(name, "web"));
+        let path = folder.join(file);
+        let text = std::fs::read_to_string(&path).unwrap();
+        let faults = Profile::parse_with(Source::new(&path, text), &given).err();
+        assert_eq!(faults, None, "{file}");
     }
 }

@@ -30,6 +30,8 @@ pub enum Stage {
     Ssh,
     /// cloud-init.
     CloudInit,
+    /// The names of the network interfaces.
+    Names,
     /// One of the profile's steps.
     Step,
     /// What the guest fetches from the profile's folder, during any other stage.
@@ -52,6 +54,7 @@ impl Stage {
             Stage::Boot => "boot",
             Stage::Ssh => "ssh",
             Stage::CloudInit => "cloud-init",
+            Stage::Names => "names",
             Stage::Step => "step",
             Stage::Http => "http",
             Stage::Seal => "seal",
