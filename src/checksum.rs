@@ -14,7 +14,9 @@ use sha2::{Digest, Sha256, Sha512};
 const CHUNK: usize = 1 << 20;
 
 /// The digest algorithms that a profile may use.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+///
+/// In the order of their strength.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Algorithm {
     /// MD5, 128 bits; guards against accidents only.
     Md5,
@@ -55,6 +57,15 @@ pub struct Checksum {
     /// The algorithm.
     pub algorithm: Algorithm,
     hex: String,
+}
+
+impl Checksum {
+    /// Takes a digest whose algorithm follows from its length; `None` when none does.
+    pub fn from_digits(hex: &str) -> Option<Checksum> {
+        let known = |algorithm: &Algorithm| algorithm.hex_digits() == hex.len();
+        let algorithm = Algorithm::ALL.into_iter().find(known)?;
+        format!("{}:{hex}", algorithm.name()).parse().ok()
+    }
 }
 
 impl fmt::Display for Checksum {
@@ -107,6 +118,40 @@ pub fn of_file(
     Ok(hex.map(|hex| Checksum { algorithm, hex }))
 }
 
+/// Computes all checksums of the file at `path` in one pass, in the order of their strength; `None`
+/// when `cancel` was set meanwhile.
+///
+/// # Errors
+/// The read error.
+pub fn all_of_file(path: &Path, cancel: &AtomicBool) -> io::Result<Option<Vec<Checksum>>> {
+    let mut file = File::open(path)?;
+    let mut buffer = vec![0; CHUNK];
+    let (mut md5, mut sha1) = (Md5::new(), Sha1::new());
+    let (mut sha256, mut sha512) = (Sha256::new(), Sha512::new());
+    loop {
+        if cancel.load(Ordering::Relaxed) {
+            return Ok(None);
+        }
+        let read = file.read(&mut buffer)?;
+        if read == 0 {
+            break;
+        }
+        let bytes = &buffer[..read];
+        md5.update(bytes);
+        sha1.update(bytes);
+        sha256.update(bytes);
+        sha512.update(bytes);
+    }
+    let digests = [
+        hex(&md5.finalize()),
+        hex(&sha1.finalize()),
+        hex(&sha256.finalize()),
+        hex(&sha512.finalize()),
+    ];
+    let of = |(algorithm, hex)| Checksum { algorithm, hex };
+    Ok(Some(Algorithm::ALL.into_iter().zip(digests).map(of).collect()))
+}
+
 /// Returns the SHA-256 checksum of `bytes`.
 pub fn of_bytes(bytes: &[u8]) -> Checksum {
     Checksum { algorithm: Algorithm::Sha256, hex: hex(&Sha256::digest(bytes)) }
@@ -150,6 +195,9 @@ mod tests {
             "sha256:ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
         );
         assert!(of(Algorithm::Sha512).starts_with("sha512:ddaf35a193617abacc417349ae204131"));
+        let all = all_of_file(&path, &AtomicBool::new(false)).unwrap().unwrap();
+        let each = Algorithm::ALL.map(of);
+        assert_eq!(all.iter().map(ToString::to_string).collect::<Vec<_>>(), each);
     }
 
     #[test]

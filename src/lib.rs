@@ -7,14 +7,19 @@
 //! - [`profile`]: `profile.toml`, read and validated with line and column
 //! - [`build`]: base → overlay → seed → boot → steps → seal → artifacts
 //! - [`cache`]: the layers of earlier builds, found by what made them
+//! - [`fetch`]: downloads over HTTP
 //! - [`report`]: all that a person sees
+//! - [`secret`]: what nobody may see
 //! - [`command`]: one file a subcommand
 
 pub mod build;
 pub mod cache;
+pub mod calendar;
 pub mod checksum;
 pub mod command;
 pub mod error;
+pub mod fetch;
 pub mod profile;
 pub mod report;
+pub mod secret;
 mod sparse;

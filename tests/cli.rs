@@ -238,3 +238,58 @@ fn refusals_come_at_once() {
     kvmbake(folder.path(), &["run", "web.toml"]);
     assert!(begun.elapsed() < Duration::from_secs(5));
 }
+
+/// A folder whose profile has steps with variables, one of them secret.
+fn with_variables() -> tempfile::TempDir {
+    let middle = "\n[vars]\nrelease = \"12\"\nmirror = {}\n\
+        token = { secret = true, env = \"CLI_TEST_TOKEN\" }\n\
+        [[step]]\nshell = \"use {{ release }} {{ mirror }}\"\n\
+        [[step]]\nshell = \"login {{ token }}\"\n";
+    project(&PROFILE.replace("\n[[output]]", &format!("{middle}[[output]]")))
+}
+
+#[test]
+fn variables_reach_the_plan_and_secrets_do_not() {
+    let folder = with_variables();
+    fs::write(folder.path().join("more.toml"), "mirror = \"m1\"\n").unwrap();
+    for json in [false, true] {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_kvmbake"));
+        command.args(["plan", "web.toml", "--var", "release=13", "--var-file", "more.toml"]);
+        command.args(json.then_some("--json")).current_dir(folder.path());
+        command.env("KVMBAKE_CACHE", folder.path().join("cache"));
+        let output = command.env("CLI_TEST_TOKEN", "hunter2-hunter2").output().unwrap();
+        let text = String::from_utf8(output.stdout).unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        assert!(text.contains("use 13 m1") && text.contains("login ***"), "{text}");
+        assert!(!text.contains("hunter2"), "{text}");
+    }
+    // Nor the cache's records.
+    let mut grep = Command::new("grep");
+    let grep = grep.args(["-r", "hunter2", "cache"]).current_dir(folder.path()).output().unwrap();
+    assert_eq!(grep.status.code(), Some(1));
+}
+
+#[test]
+fn what_lacks_a_value_is_told_together() {
+    let folder = with_variables();
+    let parts = ["`mirror` has no value", "web.toml:8:", "`token` has no value", "CLI_TEST_TOKEN"];
+    refused(folder.path(), &["validate", "web.toml"], 1, &parts);
+    let arguments = ["validate", "web.toml", "--var", "miror=x"];
+    refused(folder.path(), &arguments, 1, &["sets `miror`", "Did you mean `mirror`?"]);
+    assert_eq!(kvmbake(folder.path(), &["plan", "web.toml", "--var", "x"]).status.code(), Some(2));
+}
+
+#[test]
+fn a_seed_that_cannot_be_made_is_refused_before_the_boot() {
+    for (seed, part) in [
+        ("kind = \"nocloud\"\nhostname = \"a b\"", "Host name"),
+        ("kind = \"ignition\"\nuser_data = \"#cloud-config\"", "no Ignition config"),
+        ("kind = \"files\"\nfiles = { \"../a\" = \"# x\" }", "File name"),
+        ("kind = \"files\"\nlabel = \"a b\"\nfiles = { a = \"# x\" }", "Label"),
+        ("kind = \"config-drive\"\nvendor_data = \"none.yaml\"", "none.yaml"),
+    ] {
+        let folder =
+            project(&PROFILE.replace("\n[[output]]", &format!("\n[seed]\n{seed}\n[[output]]")));
+        refused(folder.path(), &["run", "web.toml"], 1, &[part, "web.toml:"]);
+    }
+}

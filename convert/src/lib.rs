@@ -50,7 +50,7 @@ pub use options::{Encoding, OptionError};
 pub use ova::{ManifestSum, OvaOptions};
 pub use progress::{Progress, Silent, Stage};
 pub use qcow2::{Compression, Qcow2Options};
-pub use raw::{Packing, RawOptions};
+pub use raw::{Packing, RawOptions, packing, unpack};
 pub use sound::{Soundness, check_image};
 pub use vdi::VdiOptions;
 pub use vhd::{Subformat as VhdSubformat, VhdOptions};

@@ -12,6 +12,7 @@
 
 pub mod clock;
 pub mod command;
+pub mod eth0;
 pub mod http;
 pub mod key;
 pub mod output;

@@ -234,6 +234,9 @@ impl Bake<'_> {
             Position::Boot => {
                 step::wait_for_cloud_init(&mut guest, &stages, self.plan.profile.ssh.timeout)
                     .await?;
+                if self.plan.profile.seed.eth0_names {
+                    step::keep_eth0(&mut guest, &stages).await?;
+                }
                 notes.kernel = guest.kernel.clone();
                 walk.chain.kernel = guest.kernel.clone();
             }

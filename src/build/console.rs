@@ -9,6 +9,8 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use tokio::sync::watch;
 
+use crate::secret::{Secrets, Stream};
+
 /// Lines kept for failure reports.
 const KEPT_LINES: usize = 40;
 /// Longest line kept; what a guest prints beyond it is only in the log.
@@ -34,6 +36,8 @@ pub struct Console {
 
 struct Shared {
     log: File,
+    /// Keeps secrets out of the log.
+    secrets: Stream,
     logged: u64,
     line: Vec<u8>,
     last: VecDeque<String>,
@@ -45,12 +49,18 @@ impl Console {
     ///
     /// # Errors
     /// The file cannot be made.
-    pub fn create(path: &Path) -> io::Result<Console> {
+    pub fn create(path: &Path, secrets: &Secrets) -> io::Result<Console> {
         let (announce, distress) = watch::channel(None);
         let log = File::create_new(path)?;
         let line = Vec::with_capacity(LINE_LIMIT);
-        let shared =
-            Shared { log, logged: 0, line, last: VecDeque::with_capacity(KEPT_LINES), announce };
+        let shared = Shared {
+            log,
+            secrets: secrets.stream(),
+            logged: 0,
+            line,
+            last: VecDeque::with_capacity(KEPT_LINES),
+            announce,
+        };
         Ok(Console { shared: Arc::new(Mutex::new(shared)), distress })
     }
 
@@ -93,12 +103,21 @@ impl Write for Writer {
     }
 }
 
+/// What was held back as the beginning of a secret is none when nothing follows.
+impl Drop for Shared {
+    fn drop(&mut self) {
+        let log = &mut self.log;
+        self.secrets.finish(&mut |bytes| drop(log.write_all(bytes)));
+    }
+}
+
 impl Shared {
     fn take(&mut self, bytes: &[u8]) {
         if self.logged < LOG_LIMIT {
             // A log that cannot be written must not stop the guest; the disk it shares with the
             // images reports the same trouble where it matters.
-            let _ = self.log.write_all(bytes);
+            let log = &mut self.log;
+            self.secrets.push(bytes, &mut |bytes| drop(log.write_all(bytes)));
             self.logged += bytes.len() as u64;
         }
         for &byte in bytes {
@@ -191,7 +210,8 @@ mod tests {
 
     fn console() -> (tempfile::TempDir, Console) {
         let folder = tempfile::tempdir().unwrap();
-        let console = Console::create(&folder.path().join("serial.log")).unwrap();
+        let console =
+            Console::create(&folder.path().join("serial.log"), &Secrets::default()).unwrap();
         (folder, console)
     }
 
@@ -232,6 +252,20 @@ mod tests {
         let (_folder, console) = console();
         console.writer().write_all(b"ALERT! gone\r\n(initramfs) ").unwrap();
         assert!(matches!(console.distress().await, Distress::EmergencyShell(_)));
+    }
+
+    #[test]
+    fn the_log_holds_no_secret_however_it_is_cut() {
+        let folder = tempfile::tempdir().unwrap();
+        let secrets = Secrets::default();
+        secrets.add("hunter2");
+        let path = folder.path().join("serial.log");
+        let console = Console::create(&path, &secrets).unwrap();
+        for piece in ["password hun", "ter2\nhunter1 hunt"] {
+            console.writer().write_all(piece.as_bytes()).unwrap();
+        }
+        drop(console);
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "password ***\nhunter1 hunt");
     }
 
     #[test]

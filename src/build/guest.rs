@@ -339,8 +339,9 @@ impl Setup {
 
 /// Makes a machine with the kernel on `disk` loaded.
 fn boot(plan: &Plan, disk: Arc<dyn Block>) -> Result<(Machine, Booted), Error> {
-    let kernel = plan::discover(disk, &plan.boot, &plan.profile.image.source.value)?;
-    let booted = Booted { origin: kernel.origin.clone(), cmdline: kernel.cmdline.clone() };
+    let kernel = plan::discover(disk, &plan.boot, &plan.profile.image.source.value.to_string())?;
+    let cmdline = plan.profile.secrets.redact(&kernel.cmdline).into_owned();
+    let booted = Booted { origin: kernel.origin.clone(), cmdline };
     let mut machine = Machine::new(&plan.machine()).map_err(|error| no_machine(&error))?;
     machine.load(&kernel).map_err(|error| no_machine(&error))?;
     Ok((machine, booted))

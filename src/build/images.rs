@@ -12,9 +12,10 @@ use super::layers::Layers;
 use super::manifest::{self, Artifact, ExtentFile, Manifest};
 use super::outlook::{Outlook, State};
 use super::reuse::{Exports, Kept};
-use super::workspace::{self, Workspace};
+use super::workspace::Workspace;
 use super::{Build, export, reuse, stage};
 use crate::cache::LayerId;
+use crate::calendar::rfc3339;
 use crate::checksum::{self, Checksum};
 use crate::error::{Blame, Error};
 use crate::profile::Output;
@@ -161,10 +162,11 @@ impl Build {
             manifest_version: Manifest::version(),
             kvmbake_version: env!("CARGO_PKG_VERSION"),
             name: profile.image.name.clone(),
-            started: workspace::rfc3339(self.now),
+            started: rfc3339(self.now),
             seconds: stage::seconds(self.begun.elapsed()),
             source: manifest::Source {
-                file: export::file_name(&profile.image.source.value),
+                file: self.plan.source.name.clone(),
+                url: self.plan.source.url.clone(),
                 format: self.plan.base_format.to_string(),
                 digest: digest.to_string(),
             },
@@ -238,6 +240,7 @@ mod tests {
 
     use super::super::{Cancel, Options, Plan};
     use super::*;
+    use crate::profile::Given;
     use crate::report::Report;
 
     /// Keeps what is noted.
@@ -250,6 +253,11 @@ mod tests {
                 self.0.lock().unwrap().push(text.to_owned());
             }
         }
+    }
+
+    fn load(profile: &Path) -> Result<Plan, Error> {
+        let report: Arc<dyn Report> = Arc::new(Notes::default());
+        Plan::load(profile, &Given::default(), &report, &Cancel::default())
     }
 
     #[test]
@@ -266,7 +274,7 @@ mod tests {
                     [[output]]\nformat = \"qcow2\"\ncompress = true\noptions.cluster_size = \"4K\"\n\
                     [[output]]\nformat = \"raw\"\n";
         std::fs::write(&profile, text).unwrap();
-        let plan = Arc::new(Plan::load(&profile).unwrap());
+        let plan = Arc::new(load(&profile).unwrap());
         let notes = Arc::new(Notes::default());
         let options = Options { no_cache: true, ..Options::default() };
         let build =
@@ -310,7 +318,7 @@ mod tests {
                     size = \"3T\"\n[[output]]\nformat = \"vhd\"\n[[output]]\nformat = \"qcow2\"\n\
                     options.cluster_size = 512\n[[output]]\nformat = \"raw\"\n";
         std::fs::write(&profile, text).unwrap();
-        let Err(error) = Plan::load(&profile) else { panic!("it is planned") };
+        let Err(error) = load(&profile) else { panic!("it is planned") };
         let faults: Vec<_> = error.faults.iter().map(|f| (f.place.line, &*f.message)).collect();
         assert_eq!(faults.len(), 2, "{faults:?}");
         assert!(faults[0].0 == 7 && faults[0].1.contains("2040 GiB"), "{faults:?}");

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-use crate::profile::{Profile, Run, Source, Text};
+use crate::profile::{BaseSource, Expected, Given, Profile, Run, Source, Text};
 
 /// Files, and folders with all that is in them.
 #[derive(Debug, Default)]
@@ -13,12 +13,14 @@ pub struct Inputs {
 }
 
 impl Inputs {
-    /// Returns what the profile at `path` names; of one that cannot be read, the profile alone.
-    pub fn of(path: &Path) -> Inputs {
+    /// Returns what the profile at `path` names with what it is `given`; of one that cannot be read, the
+    /// profile alone.
+    pub fn of(path: &Path, given: &Given) -> Inputs {
         let mut inputs = Inputs::default();
         inputs.add(path);
         let text = std::fs::read_to_string(path).ok();
-        let profile = text.and_then(|text| Profile::parse(Source::new(path, text)).ok());
+        let profile =
+            text.and_then(|text| Profile::parse_with(Source::new(path, text), given).ok());
         if let Some(profile) = profile {
             inputs.add_named(&profile);
         }
@@ -26,15 +28,22 @@ impl Inputs {
     }
 
     fn add_named(&mut self, profile: &Profile) {
-        self.add(&profile.image.source.value);
+        if let BaseSource::File(path) = &profile.image.source.value {
+            self.add(path);
+        }
+        if let Some(Expected::ListFile(path)) = profile.image.checksum.as_ref().map(|at| &at.value)
+        {
+            self.add(path);
+        }
         let boot = [&profile.boot.kernel, &profile.boot.initrd];
         let key = [&profile.ssh.private_key];
         for named in boot.into_iter().chain(key).flatten() {
             self.add(&named.value);
         }
-        let seed = profile.seed.as_ref();
-        let texts = seed.map(|seed| [&seed.user_data, &seed.network_config]);
-        for text in texts.into_iter().flatten().flatten() {
+        let seed = &profile.seed;
+        let texts = [&seed.user_data, &seed.vendor_data, &seed.network_config];
+        let files = seed.files.iter().map(|(_, text)| text);
+        for text in texts.into_iter().flatten().chain(files) {
             if let Text::File(named) = text {
                 self.add(&named.value);
             }
@@ -49,7 +58,8 @@ impl Inputs {
         }
     }
 
-    fn add(&mut self, path: &Path) {
+    /// Adds a file.
+    pub fn add(&mut self, path: &Path) {
         self.files.insert(absolute(path));
     }
 
@@ -93,7 +103,7 @@ mod tests {
                     [[step]]\nshell = { script = \"setup.sh\" }\n[[output]]\nformat = \"raw\"\n";
         std::fs::write(path("a.toml"), text).unwrap();
         std::fs::create_dir_all(path("www/deep")).unwrap();
-        let inputs = Inputs::of(&path("a.toml"));
+        let inputs = Inputs::of(&path("a.toml"), &Given::default());
         for name in ["a.toml", "base.qcow2", "user-data", "setup.sh", "www/deep/file"] {
             assert!(inputs.contain(&path(name)), "{name}");
         }
@@ -102,6 +112,6 @@ mod tests {
         let real = folder.path().canonicalize().unwrap();
         assert_eq!(folders, [(real.clone(), false), (real.join("www"), true)]);
         std::fs::write(path("a.toml"), "nonsense").unwrap();
-        assert!(Inputs::of(&path("a.toml")).contain(&path("a.toml")));
+        assert!(Inputs::of(&path("a.toml"), &Given::default()).contain(&path("a.toml")));
     }
 }

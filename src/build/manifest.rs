@@ -7,6 +7,8 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
+use crate::secret::Secrets;
+
 /// The manifest's own version; raised when a field changes its meaning or goes.
 const VERSION: u32 = 1;
 
@@ -42,6 +44,9 @@ pub struct Manifest {
 pub struct Source {
     /// Its file name.
     pub file: String,
+    /// Where it was downloaded from.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub url: Option<String>,
     /// Its format.
     pub format: String,
     /// The digest of the file, `algorithm:hex`.
@@ -141,12 +146,14 @@ impl Manifest {
         VERSION
     }
 
-    /// Writes the manifest and the two lists of sums into `folder`.
+    /// Writes the manifest and the two lists of sums into `folder`, without the secrets.
     ///
     /// # Errors
     /// The file system's error.
-    pub fn write(&self, folder: &Path) -> io::Result<()> {
-        let mut json = serde_json::to_string_pretty(self)?;
+    pub fn write(&self, folder: &Path, secrets: &Secrets) -> io::Result<()> {
+        let mut value = serde_json::to_value(self)?;
+        secrets.redact_json(&mut value);
+        let mut json = serde_json::to_string_pretty(&value)?;
         json.push('\n');
         write_synced(&folder.join("manifest.json"), &json)?;
         let (mut sha512, mut md5) = (String::new(), String::new());
@@ -183,7 +190,7 @@ pub(super) mod tests {
             name: text(),
             started: text(),
             seconds: 0.0,
-            source: Source { file: text(), format: text(), digest: text() },
+            source: Source { file: text(), url: None, format: text(), digest: text() },
             profile: Profile { file: text(), digest: text() },
             machine: Machine { cpus: 1, memory: 0, boot: text(), cmdline: text() },
             steps: Vec::new(),
@@ -219,7 +226,7 @@ pub(super) mod tests {
             extent: None,
             ..image.clone()
         };
-        with_artifacts(vec![image, plain]).write(folder.path()).unwrap();
+        with_artifacts(vec![image, plain]).write(folder.path(), &Secrets::default()).unwrap();
         let read = |name: &str| std::fs::read_to_string(folder.path().join(name)).unwrap();
         assert_eq!(read("SHA512SUM.txt"), "a1  web.vmdk\nc3  web-flat.vmdk\na1  web.raw\n");
         assert_eq!(read("MD5SUM.txt"), "b2  web.vmdk\nd4  web-flat.vmdk\nb2  web.raw\n");

@@ -6,6 +6,7 @@
 //! whole layers.
 
 mod bake;
+mod base;
 pub mod cancel;
 mod capture;
 mod chain;
@@ -25,6 +26,7 @@ mod position;
 mod recipe;
 mod reuse;
 mod seal;
+mod seed;
 mod stage;
 mod step;
 mod terminal;
@@ -36,7 +38,6 @@ use std::time::{Instant, SystemTime};
 
 use kvmbake_disk::MemoryBlock;
 use kvmbake_provision::key::BuildKey;
-use kvmbake_provision::seed::NoCloud;
 use tokio::task::JoinHandle;
 
 pub use cancel::Cancel;
@@ -148,7 +149,7 @@ impl Build {
             Error::input(format!("Cannot finish the build in {}", output.display())).because(&error)
         };
         let workspace = place.into_workspace().map_err(failed)?;
-        manifest.write(&workspace.path("")).map_err(failed)?;
+        manifest.write(&workspace.path(""), &self.plan.profile.secrets).map_err(failed)?;
         let folder = workspace.publish().map_err(failed)?;
         match (lost, sealed) {
             (Some(error), _) => self.note(&format!("the sealed disk is not kept: {error}")),
@@ -274,7 +275,7 @@ impl Build {
 
     fn bake<'p>(&self, place: &'p Place) -> Result<Bake<'p>, Error> {
         let path = place.workspace.path(SERIAL_LOG);
-        let console = Console::create(&path).map_err(|error| {
+        let console = Console::create(&path, &self.plan.profile.secrets).map_err(|error| {
             Error::input(format!("Cannot create {}", path.display())).because(&error)
         })?;
         Ok(Bake {
@@ -292,31 +293,33 @@ impl Build {
     /// Checks the base. Without a cache only the manifest needs its digest, which is computed beside
     /// the build then.
     async fn base(&self) -> Result<Digest, Error> {
-        let source = &self.plan.profile.image.source.value;
+        let source = &self.plan.source.path;
         let checked = async {
-            let digest = match &self.plan.profile.image.checksum {
-                Some(expected) => {
-                    let found = self.spawn_checksum(expected.value.algorithm);
+            let digest = match (&self.plan.source.checksum, &self.plan.source.expected) {
+                (Some(checked), _) => Digest::Known(checked.clone()),
+                (None, Some(expected)) => {
+                    let found = self.spawn_checksum(expected.algorithm);
                     let found = await_checksum(found, source).await?;
                     self.plan.compare_checksum(&found)?;
                     Digest::Known(found)
                 }
                 // With a cache the first layer's recipe needs it, and this one would come too late.
-                None if self.layers.is_some() => {
+                (None, None) if self.layers.is_some() => {
                     let found = self.spawn_checksum(Algorithm::Sha256);
                     Digest::Known(await_checksum(found, source).await?)
                 }
-                None => Digest::Pending(self.spawn_checksum(Algorithm::Sha256)),
+                (None, None) => Digest::Pending(self.spawn_checksum(Algorithm::Sha256)),
             };
             let size = Size(self.plan.virtual_size);
             Ok((digest, format!("{}, {size}", self.plan.base_format)))
         };
         let stages = Stages::new(self.report.as_ref());
-        stages.run(Stage::Base, &source.display().to_string(), checked).await
+        let name = self.plan.profile.image.source.value.to_string();
+        stages.run(Stage::Base, &name, checked).await
     }
 
     fn spawn_checksum(&self, algorithm: Algorithm) -> PendingChecksum {
-        let path = self.plan.profile.image.source.value.clone();
+        let path = self.plan.source.path.clone();
         let cancel = self.cancel.clone();
         let cache = self.layers.as_ref().map(|layers| layers.cache().clone());
         tokio::task::spawn_blocking(move || match cache {
@@ -332,9 +335,7 @@ impl Build {
     async fn digest(&self, digest: Digest) -> Result<Checksum, Error> {
         match digest {
             Digest::Known(checksum) => Ok(checksum),
-            Digest::Pending(task) => {
-                await_checksum(task, &self.plan.profile.image.source.value).await
-            }
+            Digest::Pending(task) => await_checksum(task, &self.plan.source.path).await,
         }
     }
 
@@ -342,25 +343,16 @@ impl Build {
     /// there is none: cloud-init sees a new instance in each build of another base, also when that is
     /// an image built here with the same key, and the same one after a reboot within a build.
     fn seed(&self) -> Result<Option<Arc<MemoryBlock>>, Error> {
-        let Some(seed) = &self.plan.profile.seed else { return Ok(None) };
         let public_key = self.key.public_openssh();
         let identity = match &self.layers {
             Some(layers) => layers.recipe(Position::Boot)?.key(None).to_string(),
             None => checksum::of_bytes(public_key.as_bytes()).to_string(),
         };
         let id: String = identity.trim_start_matches("sha256:").chars().take(16).collect();
-        let seed = NoCloud {
-            instance_id: format!("kvmbake-{id}"),
-            hostname: seed.hostname.clone(),
-            user_data: self.plan.user_data.clone(),
-            vendor_data: None,
-            network_config: self.plan.network_config.clone(),
-            public_key: self.plan.private_key.is_none().then_some(public_key),
-            user: Some(self.plan.profile.ssh.user.clone()),
-        };
-        let image =
-            seed.build().map_err(|error| Error::input("Cannot make the seed").because(&error))?;
-        Ok(Some(Arc::new(MemoryBlock::read_only(image))))
+        let key = self.plan.private_key.is_none().then_some(public_key);
+        let image = seed::make(&self.plan.profile, &self.plan.seed, &format!("kvmbake-{id}"), key)
+            .map_err(|error| Error::input("Cannot make the seed").because(&error))?;
+        Ok(image.map(|image| Arc::new(MemoryBlock::read_only(image))))
     }
 
     fn note(&self, text: &str) {

@@ -14,30 +14,39 @@ use kvmbake_provision::step::{CheckContext, Step};
 use kvmbake_vmm::MachineConfig;
 use kvmbake_vmm::boot::{self, BootOverrides, FileSource, Kernel};
 
+use super::base::{self, Source};
+use super::cancel::Cancel;
 use super::export::source_date_epoch;
+use super::seed::{self, Texts};
 use super::step::shell_step;
 use crate::checksum::{self, Checksum};
 use crate::error::{Error, with_causes};
 use crate::profile::units::Size;
-use crate::profile::{Fault, Named, Profile, Run, Source, Text};
+use crate::profile::{self, BaseSource, Fault, Given, Named, Profile, Run, SeedKind, Text};
+use crate::report::Report;
 
 /// Largest profile, user-data or key; anything beyond is not what it is taken for.
 const TEXT_LIMIT: u64 = 4 << 20;
+
+/// Where Ignition finds its config: the machine has no fw_cfg, a config drive it can have.
+const IGNITION_PLATFORM: &str = "ignition.platform.id=openstack";
+/// Leaves network interfaces with the kernel's names in the boot that udev's rule is replaced in.
+const KERNEL_NAMES: &str = "net.ifnames=0";
 
 /// A profile and all that it names.
 pub struct Plan {
     /// The profile.
     pub profile: Profile,
+    /// Where the base image was found.
+    pub source: Source,
     /// The base image, open for reading and locked against writers.
     pub base: Arc<dyn Block>,
     /// The base's format, pinned from here on.
     pub base_format: Format,
     /// The virtual size of the disk to build.
     pub virtual_size: u64,
-    /// The seed's user-data.
-    pub user_data: Option<Vec<u8>>,
-    /// The seed's network-config.
-    pub network_config: Option<Vec<u8>>,
+    /// The texts of the seed.
+    pub seed: Texts,
     /// The profile's own key, when it names one.
     pub private_key: Option<BuildKey>,
     /// What the profile says of kernel, initrd and command line.
@@ -47,20 +56,29 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// Reads the profile at `path` and looks at everything it names.
+    /// Reads the profile at `path` with what it is `given`, looks at everything it names, and gets the base image when it is
+    /// not on this host yet.
     ///
     /// # Errors
-    /// The faults found, each with its place in the profile.
-    pub fn load(path: &Path) -> Result<Plan, Error> {
+    /// The faults found, each with its place in the profile; the base cannot be had.
+    pub fn load(
+        path: &Path,
+        given: &Given,
+        report: &Arc<dyn Report>,
+        cancel: &Cancel,
+    ) -> Result<Plan, Error> {
         let text = read_profile(path)?;
-        let profile = Profile::parse(Source::new(path, text)).map_err(Error::profile)?;
+        let profile =
+            Profile::parse_with(profile::Source::new(path, text), given).map_err(Error::profile)?;
         let mut faults = Vec::new();
-        let base = open_base(&profile, &mut faults);
-        let seed = profile.seed.as_ref();
-        let user_data = seed.and_then(|seed| seed.user_data.as_ref());
-        let user_data = user_data.and_then(|text| read_text(text, &mut faults));
-        let network_config = seed.and_then(|seed| seed.network_config.as_ref());
-        let network_config = network_config.and_then(|text| read_text(text, &mut faults));
+        let seed = Texts::read(&profile.seed, &mut faults);
+        // What cannot be made is told before the build has begun; the key and the name are the build's.
+        if faults.is_empty()
+            && let Err(error) = seed::make(&profile, &seed, "", Some(String::new()))
+        {
+            let place = profile.seed.place.clone();
+            faults.push(Fault { message: with_causes(&error), place, hint: None });
+        }
         let private_key =
             profile.ssh.private_key.as_ref().and_then(|path| read_key(path, &mut faults));
         check_steps(&profile, &mut faults);
@@ -70,12 +88,21 @@ impl Plan {
             fault(&mut faults, folder, format!("{} is no folder", folder.value.display()), None);
         }
         let boot = boot_overrides(&profile, &mut faults);
+        // A download takes its time: whatever else is at fault is told before it.
+        let is_here = matches!(profile.image.source.value, BaseSource::File(_));
+        let got = match is_here || faults.is_empty() {
+            true => {
+                let source = base::get(&profile.image, report, cancel)?;
+                open_base(&profile, &source.path, &mut faults).map(|base| (source, base))
+            }
+            false => None,
+        };
         let grown = profile.image.size.as_ref().map(|size| size.value);
-        if let Some(size) = grown.or(base.as_ref().map(|(base, _)| base.len())) {
+        if let Some(size) = grown.or(got.as_ref().map(|(_, (base, _))| base.len())) {
             check_outputs(&profile, size, &mut faults);
         }
-        let (base, base_format) = match base {
-            Some(base) if faults.is_empty() => base,
+        let (source, (base, base_format)) = match got {
+            Some(got) if faults.is_empty() => got,
             _ => {
                 faults.sort_by_key(|fault| (fault.place.line, fault.place.column));
                 return Err(Error::profile(faults));
@@ -84,11 +111,11 @@ impl Plan {
         let virtual_size = grown.unwrap_or(base.len());
         Ok(Plan {
             profile,
+            source,
             base,
             base_format,
             virtual_size,
-            user_data,
-            network_config,
+            seed,
             private_key,
             boot,
             time: source_date_epoch()?,
@@ -112,7 +139,7 @@ impl Plan {
             allow_backing: image.allow_backing.clone(),
             ..OpenOptions::default()
         };
-        kvmbake_disk::files(&image.source.value, &options)
+        kvmbake_disk::files(&self.source.path, &options)
             .map_err(|error| Error::input("Cannot read the base image").because(&error))
     }
 
@@ -121,9 +148,9 @@ impl Plan {
     /// # Errors
     /// The base cannot be read, or is another.
     pub fn verify_checksum(&self) -> Result<(), Error> {
-        let Some(expected) = &self.profile.image.checksum else { return Ok(()) };
-        let path = &self.profile.image.source.value;
-        let found = checksum::of_file(path, expected.value.algorithm, &AtomicBool::new(false))
+        let Some(expected) = &self.source.expected else { return Ok(()) };
+        let path = &self.source.path;
+        let found = checksum::of_file(path, expected.algorithm, &AtomicBool::new(false))
             .map_err(|error| {
                 Error::input(format!("Cannot read {}", path.display())).because(&error)
             })?
@@ -136,11 +163,12 @@ impl Plan {
     /// # Errors
     /// They differ.
     pub fn compare_checksum(&self, found: &Checksum) -> Result<(), Error> {
-        let path = &self.profile.image.source.value;
-        match &self.profile.image.checksum {
-            Some(expected) if expected.value != *found => Err(Error::profile(vec![Fault {
+        let path = &self.source.path;
+        let place = self.profile.image.checksum.as_ref().map(|expected| &expected.place);
+        match &self.source.expected {
+            Some(expected) if expected != found => Err(Error::profile(vec![Fault {
                 message: format!("{} is not the image that the checksum is of", path.display()),
-                place: expected.place.clone(),
+                place: place.unwrap_or(&self.profile.image.source.place).clone(),
                 hint: Some(format!("The file's checksum is {found}")),
             }])),
             _ => Ok(()),
@@ -152,7 +180,7 @@ impl Plan {
     /// # Errors
     /// There is none, or it cannot be used.
     pub fn discover_kernel(&self) -> Result<Kernel, Error> {
-        discover(Arc::clone(&self.base), &self.boot, &self.profile.image.source.value)
+        discover(Arc::clone(&self.base), &self.boot, &self.profile.image.source.value.to_string())
     }
 }
 
@@ -163,10 +191,10 @@ impl Plan {
 pub fn discover(
     disk: Arc<dyn Block>,
     overrides: &BootOverrides,
-    name: &Path,
+    name: &str,
 ) -> Result<Kernel, Error> {
     boot::discover(disk, overrides).map_err(|error| {
-        Error::input(format!("Cannot boot {} directly", name.display()))
+        Error::input(format!("Cannot boot {name} directly"))
             .because(&error)
             .hint("[boot] kernel, initrd and cmdline in the profile name them by hand")
     })
@@ -182,7 +210,7 @@ fn read_profile(path: &Path) -> Result<String, Error> {
     String::from_utf8(bytes).map_err(|error| failed(&error.utf8_error()))
 }
 
-fn read_limited(path: &Path, limit: u64) -> std::io::Result<Vec<u8>> {
+pub(super) fn read_limited(path: &Path, limit: u64) -> std::io::Result<Vec<u8>> {
     let file = fs::File::open(path)?;
     if !file.metadata()?.is_file() {
         return Err(std::io::Error::other("not a regular file"));
@@ -199,7 +227,11 @@ fn fault<T>(faults: &mut Vec<Fault>, named: &Named<T>, message: String, hint: Op
     faults.push(Fault { message, place: named.place.clone(), hint });
 }
 
-fn open_base(profile: &Profile, faults: &mut Vec<Fault>) -> Option<(Arc<dyn Block>, Format)> {
+fn open_base(
+    profile: &Profile,
+    path: &Path,
+    faults: &mut Vec<Fault>,
+) -> Option<(Arc<dyn Block>, Format)> {
     let source = &profile.image.source;
     let refused = |faults: &mut Vec<Fault>, error: kvmbake_disk::Error| {
         let hint = error.hint().map(str::to_string);
@@ -207,7 +239,7 @@ fn open_base(profile: &Profile, faults: &mut Vec<Fault>) -> Option<(Arc<dyn Bloc
     };
     let format = match profile.image.format {
         Some(format) => format,
-        None => match kvmbake_disk::probe(&source.value) {
+        None => match kvmbake_disk::probe(path) {
             Ok(format) => format,
             Err(error) => {
                 refused(faults, error);
@@ -220,7 +252,7 @@ fn open_base(profile: &Profile, faults: &mut Vec<Fault>) -> Option<(Arc<dyn Bloc
         allow_backing: profile.image.allow_backing.clone(),
         ..OpenOptions::default()
     };
-    let base = match kvmbake_disk::open(&source.value, &options) {
+    let base = match kvmbake_disk::open(path, &options) {
         Ok(base) => base,
         Err(error) => {
             refused(faults, error);
@@ -247,7 +279,7 @@ fn read_named(path: &Named<PathBuf>, limit: u64, faults: &mut Vec<Fault>) -> Opt
     }
 }
 
-fn read_text(text: &Text, faults: &mut Vec<Fault>) -> Option<Vec<u8>> {
+pub(super) fn read_text(text: &Text, faults: &mut Vec<Fault>) -> Option<Vec<u8>> {
     match text {
         Text::Inline(text) => Some(text.clone().into_bytes()),
         Text::File(path) => read_named(path, TEXT_LIMIT, faults),
@@ -299,11 +331,20 @@ fn boot_overrides(profile: &Profile, faults: &mut Vec<Fault>) -> BootOverrides {
         }
     }
     let host = |path: &Named<PathBuf>| FileSource::Host(path.value.clone());
+    // The profile's own words come last, as the last one of a kind counts.
+    let mut append = Vec::new();
+    if profile.seed.kind == SeedKind::Ignition {
+        append.push(IGNITION_PLATFORM);
+    }
+    if profile.seed.eth0_names {
+        append.push(KERNEL_NAMES);
+    }
+    append.extend(boot.append.as_deref());
     BootOverrides {
         kernel: boot.kernel.as_ref().map(host),
         initrd: boot.initrd.iter().map(host).collect(),
         cmdline: boot.cmdline.clone(),
-        append: boot.append.clone(),
+        append: Some(append.join(" ")).filter(|words| !words.is_empty()),
         ..BootOverrides::default()
     }
 }

@@ -4,6 +4,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use kvmbake_provision::eth0;
 use kvmbake_provision::output::LineBuffer;
 use kvmbake_provision::step::{Log, Outcome, ShellSource, ShellStep, Step, StepError};
 use kvmbake_provision::wait::{CloudInit, cloud_init};
@@ -17,9 +18,12 @@ use super::stage::{Stages, seconds};
 use crate::error::Error;
 use crate::profile::{self, Run};
 use crate::report::{Event, Report, Stage};
+use crate::secret::Secrets;
 
 /// How long a guest that said it would reboot may take until its machine is reset.
 const REBOOT: Duration = Duration::from_secs(120);
+/// How long the guest may take to make its initramfs anew.
+const NAMES: Duration = Duration::from_secs(600);
 /// How long the question whether the guest is going down may take.
 const QUESTION: Duration = Duration::from_secs(20);
 /// Says `stopping` where systemd carries out a reboot that a script asked for.
@@ -64,7 +68,7 @@ pub async fn run(
     let begun = Instant::now();
     stages.step_started(number, &step.title);
     let shell = shell_step(step);
-    let mut log = Lines::new(number, report);
+    let mut log = Lines::new(number, report, &guest.setup.plan.profile.secrets);
     guest.connect().await?;
     let result = guest.watch(shell.run(guest.provisioned()?, &mut log)).await;
     log.finish();
@@ -112,6 +116,25 @@ pub async fn wait_for_cloud_init(
                     }
                     Err(ended) => return Err(guest.explain(&ended)),
                 }
+            }
+        })
+        .await
+}
+
+/// Leaves the guest's network interfaces with the kernel's names from its next boot on.
+///
+/// # Errors
+/// The guest did not let it, or ended.
+pub async fn keep_eth0(guest: &mut Guest, stages: &Stages<'_>) -> Result<(), Error> {
+    stages
+        .run(Stage::Names, "network interfaces keep the kernel's names", async {
+            guest.connect().await?;
+            match guest.watch(eth0::keep_eth0(&guest.provisioned()?.session, NAMES)).await {
+                Ok(Ok(())) => Ok(((), "done".to_string())),
+                Ok(Err(error)) => {
+                    Err(guest.failed("`eth0_names` could not be done").because(&error))
+                }
+                Err(ended) => Err(guest.explain(&ended)),
             }
         })
         .await
@@ -188,17 +211,24 @@ fn under(mut error: Error, number: usize, step: &profile::Step) -> Error {
 struct Lines {
     step: usize,
     report: Arc<dyn Report>,
+    /// Before lines are made of it: a secret may have several.
+    secrets: [crate::secret::Stream; 2],
     buffers: [LineBuffer; 2],
 }
 
 impl Lines {
-    fn new(step: usize, report: Arc<dyn Report>) -> Lines {
-        Lines { step, report, buffers: Default::default() }
+    fn new(step: usize, report: Arc<dyn Report>, secrets: &Secrets) -> Lines {
+        let secrets = [secrets.stream(), secrets.stream()];
+        Lines { step, report, secrets, buffers: Default::default() }
     }
 
     fn finish(&mut self) {
-        for (buffer, stderr) in self.buffers.iter_mut().zip([false, true]) {
+        let streams = self.secrets.iter_mut().zip(self.buffers.iter_mut()).zip([false, true]);
+        for ((secrets, buffer), stderr) in streams {
             let (step, report) = (self.step, &self.report);
+            secrets.finish(&mut |bytes| {
+                buffer.push(bytes, |line| report.event(Event::Output { step, stderr, line }));
+            });
             buffer.finish(|line| report.event(Event::Output { step, stderr, line }));
         }
     }
@@ -208,8 +238,10 @@ impl Output for Lines {
     fn write(&mut self, stream: Stream, bytes: &[u8]) {
         let stderr = stream == Stream::Stderr;
         let (step, report) = (self.step, &self.report);
-        self.buffers[usize::from(stderr)]
-            .push(bytes, |line| report.event(Event::Output { step, stderr, line }));
+        let buffer = &mut self.buffers[usize::from(stderr)];
+        self.secrets[usize::from(stderr)].push(bytes, &mut |bytes| {
+            buffer.push(bytes, |line| report.event(Event::Output { step, stderr, line }));
+        });
     }
 }
 

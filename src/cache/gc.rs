@@ -2,8 +2,8 @@
 //!
 //! What nothing can find any more always goes: layers whose parent is gone, layers that were made
 //! again, records of another version. Then, while the store is above its limit, the memory of layers
-//! that rest is compressed, and after that layers go, the least recently used first and never before
-//! those that are built on them. Nothing in use is touched.
+//! that rest is compressed, and after that layers and bases go, the least recently used first, a layer
+//! never before those that are built on it. Nothing in use is touched.
 
 use std::collections::{HashMap, HashSet};
 use std::fs;
@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime};
 
 use super::Cache;
+use super::base::StoredBase;
 use super::envelope;
 use super::error::CacheError;
 use super::exports::Records;
@@ -34,7 +35,7 @@ const STRAY: Duration = Duration::from_secs(86400);
 /// What a collection is to do.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits<'a> {
-    /// What all layers together may take on the disk, in bytes.
+    /// What all layers and bases together may take on the disk, in bytes.
     pub bytes: u64,
     /// Whether memory may be compressed, which takes its time.
     pub pack: bool,
@@ -42,7 +43,7 @@ pub struct Limits<'a> {
     pub cancel: &'a AtomicBool,
 }
 
-/// A layer that a collection or a person removed.
+/// A layer or a base that a collection or a person removed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Removed {
     /// The beginning of its ID, 8 digits.
@@ -53,16 +54,18 @@ pub struct Removed {
     pub bytes: u64,
     /// Why.
     pub why: &'static str,
+    /// Whether it was a base.
+    pub base: bool,
 }
 
 /// What a collection did.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Collected {
-    /// What the layers took before, in bytes.
+    /// What layers and bases took before, in bytes.
     pub before: u64,
     /// What they take now.
     pub after: u64,
-    /// The layers that went.
+    /// The layers and bases that went.
     pub removed: Vec<Removed>,
     /// The short IDs of the layers whose memory was compressed, and what each freed.
     pub packed: Vec<(String, u64)>,
@@ -110,15 +113,18 @@ impl Cache {
         remove_dead(&self.tmp());
         remove_dead_locks(&self.locks());
         let mut items = self.items()?;
-        let mut done = Collected { before: total(&items), ..Collected::default() };
+        self.sweep_bases()?;
+        let mut bases = self.list_bases()?;
+        let before = total(&items) + total_of_bases(&bases);
+        let mut done = Collected { before, ..Collected::default() };
         items.iter().for_each(remove_strays);
         self.remove_garbage(&mut items, &mut done.removed)?;
         if limits.pack {
-            self.pack_resting(&mut items, limits, &mut done.packed)?;
+            self.pack_resting(&mut items, &bases, limits, &mut done.packed)?;
         }
-        self.evict(&mut items, limits, &mut done.removed)?;
+        self.evict(&mut items, &mut bases, limits, &mut done.removed)?;
         self.sweep(&items);
-        done.after = total(&items);
+        done.after = total(&items) + total_of_bases(&bases);
         drop(lock);
         Ok(done)
     }
@@ -192,12 +198,13 @@ impl Cache {
     fn pack_resting(
         &self,
         items: &mut [Item],
+        bases: &[StoredBase],
         limits: &Limits<'_>,
         packed: &mut Vec<(String, u64)>,
     ) -> Result<(), CacheError> {
         let now = self.now();
         items.sort_by_key(|item| item.used);
-        let mut sum = total(items);
+        let mut sum = total(items) + total_of_bases(bases);
         for item in items.iter_mut() {
             let rests = now.duration_since(item.used).is_ok_and(|since| since >= RESTING);
             if sum <= limits.bytes || !rests {
@@ -225,10 +232,11 @@ impl Cache {
     fn evict(
         &self,
         items: &mut Vec<Item>,
+        bases: &mut Vec<StoredBase>,
         limits: &Limits<'_>,
         removed: &mut Vec<Removed>,
     ) -> Result<(), CacheError> {
-        let mut sum = total(items);
+        let mut sum = total(items) + total_of_bases(bases);
         let mut stuck: HashSet<PathBuf> = HashSet::new();
         while sum > limits.bytes {
             if limits.cancel.load(Ordering::Relaxed) {
@@ -241,6 +249,20 @@ impl Cache {
                 .filter(|(_, item)| leaf(item) && !stuck.contains(&item.entry.folder))
                 // What was used in the same moment goes by name, so that it is the same everywhere.
                 .min_by_key(|(_, item)| (item.used, item.entry.id.clone()));
+            let oldest = bases.iter().enumerate().filter(|(_, base)| !stuck.contains(&base.folder));
+            let oldest = oldest.min_by_key(|(_, base)| (base.used, base.id.clone()));
+            if let Some((index, base)) = oldest
+                && candidates.is_none_or(|(_, item)| base.used < item.used)
+            {
+                if self.take(&base.folder)? {
+                    removed.push(base.removed("least recently used"));
+                    sum = sum.saturating_sub(base.allocated);
+                    bases.swap_remove(index);
+                } else {
+                    stuck.insert(base.folder.clone());
+                }
+                continue;
+            }
             let Some((index, item)) = candidates else { break };
             if self.take(&item.entry.folder)? {
                 removed.push(item.removed("least recently used"));
@@ -288,12 +310,16 @@ impl Item {
 
     pub fn removed(&self, why: &'static str) -> Removed {
         let title = self.record.as_ref().map_or(String::new(), |record| record.title.clone());
-        Removed { id: self.short(), title, bytes: self.bytes, why }
+        Removed { id: self.short(), title, bytes: self.bytes, why, base: false }
     }
 }
 
 fn total(items: &[Item]) -> u64 {
     items.iter().map(|item| item.bytes).sum()
+}
+
+fn total_of_bases(bases: &[StoredBase]) -> u64 {
+    bases.iter().map(|base| base.allocated).sum()
 }
 
 /// Returns the indices of the layers that nothing can find any more.

@@ -53,7 +53,11 @@ pub struct Usage {
     pub bytes: u64,
     /// Their memory.
     pub memory: u64,
-    /// What builds are writing right now.
+    /// How many bases there are.
+    pub bases: usize,
+    /// All files of all bases.
+    pub base_bytes: u64,
+    /// What builds are writing right now, and downloads to be continued.
     pub temporary: u64,
     /// Digests, traces and records of exports.
     pub records: u64,
@@ -99,13 +103,18 @@ impl Cache {
     /// # Errors
     /// The store cannot be read.
     pub fn usage(&self) -> Result<Usage, CacheError> {
-        let mut usage = Usage { temporary: below(&self.tmp()), ..Usage::default() };
+        let temporary = below(&self.tmp()) + below(&self.parts());
+        let mut usage = Usage { temporary, ..Usage::default() };
         for item in self.items()? {
             usage.layers += 1;
             usage.bytes += item.bytes;
             for name in [MEMORY, PACKED_MEMORY] {
                 usage.memory += below(&item.entry.folder.join(name));
             }
+        }
+        for base in self.list_bases()? {
+            usage.bases += 1;
+            usage.base_bytes += base.allocated;
         }
         let folders = ["digests", "traces", "exports"];
         usage.records = folders.iter().map(|name| below(&self.root.join(name))).sum();
@@ -158,7 +167,7 @@ impl Cache {
         Ok(removed)
     }
 
-    /// Removes all layers that are not in use, and all digests, traces and records of exports. The
+    /// Removes all layers and bases that are not in use, and all digests, traces and records of exports. The
     /// store's SSH key and secret stay.
     ///
     /// # Errors
@@ -168,6 +177,11 @@ impl Cache {
         for item in self.items()? {
             if self.take(&item.entry.folder)? {
                 removed.push(item.removed("asked for"));
+            }
+        }
+        for base in self.list_bases()? {
+            if self.take(&base.folder)? {
+                removed.push(base.removed("asked for"));
             }
         }
         for name in ["digests", "traces", "exports"] {

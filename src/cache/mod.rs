@@ -3,13 +3,14 @@
 //! This module knows nothing of machines or guests. A [`Recipe`] is a list of named values; its
 //! digest on a parent's ID is the [`LayerKey`] that a layer is found by, and a [`Layer`] is a folder
 //! of files with a record that holds their digests. Besides, the store keeps what makes a second
-//! build fast: digests of large files, the recipes of each profile's last run, and where unchanged
-//! exports lie.
+//! build fast: base images that were downloaded or unpacked, digests of large files, the recipes of
+//! each profile's last run, and where unchanged exports lie.
 //!
 //! What the store holds can be lost at any time, and what is damaged is noticed before it is used.
 //! Many processes work in one store: see `lock.rs` for how they keep out of each other's way. The
 //! store's layout and rules are in docs/cache.md.
 
+mod base;
 mod building;
 mod digest;
 mod envelope;
@@ -37,6 +38,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::SystemTime;
 
+pub use base::{Base, Incoming, Origin, StoredBase, Unpack};
 pub use building::{Begun, Building, Meta, Parent, Publishing};
 pub use digest::{Digest, NoDigest};
 pub use error::CacheError;
@@ -77,7 +79,9 @@ impl Cache {
         let root = std::path::absolute(root).map_err(CacheError::io("find", root))?;
         let cache = Cache { root: Arc::new(root), clock: SystemTime::now };
         root::private_folder(&cache.root)?;
-        for folder in ["layers", "tmp", "locks", "digests", "traces", "exports", "ssh"] {
+        for folder in
+            ["layers", "bases", "parts", "tmp", "locks", "digests", "traces", "exports", "ssh"]
+        {
             root::private_folder(&cache.root.join(folder))?;
         }
         scratch::remove_dead(&cache.tmp());

@@ -16,13 +16,16 @@ mod shell;
 mod validate;
 mod watch;
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use clap::{Parser, Subcommand};
 
-use crate::build::{Cancel, Options, Plan, Position};
+use crate::build::{Cancel, Inputs, Options, Plan, Position};
 use crate::error::{Blame, Error};
-use crate::report::{self, Report};
+use crate::profile::Given;
+use crate::report::{self, Redacted, Report};
+use crate::secret::Secrets;
 
 /// Bake VM images on /dev/kvm with one binary: no root, no QEMU.
 #[derive(Debug, Parser)]
@@ -62,16 +65,17 @@ pub fn main() -> u8 {
     let cli = Cli::parse();
     raise_descriptor_limit();
     let json = matches!(&cli.command, Command::Run(args) if args.json);
-    let reporter: Arc<dyn Report> = Arc::from(report::for_process(json));
+    let secrets = Secrets::default();
+    let reporter: Arc<dyn Report> = Redacted::new(report::for_process(json), secrets.clone());
     let result = match cli.command {
-        Command::Run(args) => run::run(&args, Arc::clone(&reporter)),
-        Command::Plan(args) => plan::run(&args, Arc::clone(&reporter)),
-        Command::Shell(args) => match shell::run(&args, Arc::clone(&reporter)) {
+        Command::Run(args) => run::run(&args, Arc::clone(&reporter), &secrets),
+        Command::Plan(args) => plan::run(&args, Arc::clone(&reporter), &secrets),
+        Command::Shell(args) => match shell::run(&args, Arc::clone(&reporter), &secrets) {
             Ok(code) => return code,
             Err(error) => Err(error),
         },
-        Command::Watch(args) => watch::run(&args, Arc::clone(&reporter)),
-        Command::Validate(args) => validate::run(&args),
+        Command::Watch(args) => watch::run(&args, Arc::clone(&reporter), &secrets),
+        Command::Validate(args) => validate::run(&args, Arc::clone(&reporter), &secrets),
         Command::Convert(args) => convert::run(&args, Arc::clone(&reporter)),
         Command::Info(args) => info::run(&args),
         Command::Check(args) => check::run(&args),
@@ -87,6 +91,54 @@ pub fn main() -> u8 {
             error.blame.exit_code()
         }
     }
+}
+
+/// The profile, and what it is given.
+#[derive(Debug, clap::Args)]
+struct ProfileArgs {
+    /// The profile
+    #[arg(value_name = "PROFILE")]
+    profile: PathBuf,
+    /// Gives a variable of the profile's [vars] a value; may be repeated
+    #[arg(long = "var", value_name = "NAME=VALUE", value_parser = pair)]
+    vars: Vec<(String, String)>,
+    /// Takes values from a TOML or JSON file; may be repeated, later files replace earlier ones
+    #[arg(long = "var-file", value_name = "FILE")]
+    files: Vec<PathBuf>,
+}
+
+impl ProfileArgs {
+    /// Returns what the profile is given. Values on the command line replace those of files.
+    fn given(&self, secrets: &Secrets) -> Result<Given, Error> {
+        let mut given = Given::of_process(secrets);
+        for file in &self.files {
+            given.read_file(file).map_err(Error::input)?;
+        }
+        self.vars.iter().for_each(|(name, value)| given.set(name, value));
+        Ok(given)
+    }
+
+    /// Returns what the profile follows from; with a faulty file of variables, what is known without.
+    fn inputs(&self, secrets: &Secrets) -> Inputs {
+        let given = self.given(secrets).unwrap_or_else(|_| Given::of_process(secrets));
+        let mut inputs = Inputs::of(&self.profile, &given);
+        self.files.iter().for_each(|file| inputs.add(file));
+        inputs
+    }
+
+    fn plan(
+        &self,
+        report: &Arc<dyn Report>,
+        secrets: &Secrets,
+        cancel: &Cancel,
+    ) -> Result<Plan, Error> {
+        Plan::load(&self.profile, &self.given(secrets)?, report, cancel)
+    }
+}
+
+fn pair(text: &str) -> Result<(String, String), String> {
+    let (name, value) = text.split_once('=').ok_or("write NAME=VALUE")?;
+    Ok((name.trim().to_string(), value.to_string()))
 }
 
 /// How the cache is used.

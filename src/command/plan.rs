@@ -1,23 +1,22 @@
 //! `kvmbake plan`
 
 use std::fmt::Write;
-use std::path::PathBuf;
 use std::sync::Arc;
 
-use super::{CacheArgs, print};
-use crate::build::{Build, Cancel, Plan, Position};
+use super::{CacheArgs, ProfileArgs, print};
+use crate::build::{Build, Cancel, Position};
 use crate::error::Error;
 use crate::report::{Report, planned, printable};
+use crate::secret::Secrets;
 
 /// Says what a run would take from the cache, what it would do, and why
 ///
-/// Nothing is booted and nothing is written. For each layer that is missing it says what differs from
+/// Nothing is booted, and nothing is written but a base image that must be downloaded first. For each layer that is missing it says what differs from
 /// the profile's last run: the key, the variable or the file, with the old and the new value.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// The profile
-    #[arg(value_name = "PROFILE")]
-    profile: PathBuf,
+    #[command(flatten)]
+    profile: ProfileArgs,
     #[command(flatten)]
     cache: CacheArgs,
     /// Print JSON
@@ -29,10 +28,10 @@ pub struct Args {
 ///
 /// # Errors
 /// The profile, a file it names, or the cache is at fault.
-pub fn run(args: &Args, report: Arc<dyn Report>) -> Result<(), Error> {
+pub fn run(args: &Args, report: Arc<dyn Report>, secrets: &Secrets) -> Result<(), Error> {
     let cancel = Cancel::default();
     super::stop_on_signal(&cancel)?;
-    let plan = Arc::new(Plan::load(&args.profile)?);
+    let plan = Arc::new(args.profile.plan(&report, secrets, &cancel)?);
     let options = args.cache.options(&plan)?;
     let build = Build::new(Arc::clone(&plan), &options, report, cancel)?;
     let outlook = super::block_on(build.outlook(Position::Sealed))?;
@@ -48,10 +47,12 @@ pub fn run(args: &Args, report: Arc<dyn Report>) -> Result<(), Error> {
                 })
             })
             .collect();
-        return print(&format!("{}\n", serde_json::Value::Array(entries)));
+        let mut entries = serde_json::Value::Array(entries);
+        secrets.redact_json(&mut entries);
+        return print(&format!("{entries}\n"));
     }
     let mut text = String::new();
-    let base = plan.profile.image.source.value.display().to_string();
+    let base = plan.profile.image.source.value.to_string();
     let _ = writeln!(text, "  {:<6}  {:<7}  {}", "", "base", printable(&base));
     for entry in &outlook.entries {
         let line = planned(&entry.position.to_string(), &entry.title, &entry.remark());
@@ -63,5 +64,5 @@ pub fn run(args: &Args, report: Arc<dyn Report>) -> Result<(), Error> {
     for gone in &outlook.discarded {
         let _ = writeln!(text, "  thrown away: {}", printable(&gone.to_string()));
     }
-    print(&text)
+    print(&secrets.redact(&text))
 }

@@ -3,10 +3,11 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use super::CacheArgs;
-use crate::build::{Build, Cancel, Plan, Position};
+use super::{CacheArgs, ProfileArgs};
+use crate::build::{Build, Cancel, Position};
 use crate::error::Error;
 use crate::report::Report;
+use crate::secret::Secrets;
 
 /// Bakes the image that a profile describes
 ///
@@ -18,9 +19,8 @@ use crate::report::Report;
 /// untouched in OUT, that run's folder is the result.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// The profile
-    #[arg(value_name = "PROFILE")]
-    profile: PathBuf,
+    #[command(flatten)]
+    profile: ProfileArgs,
     /// Folder for the finished build
     #[arg(short, long, value_name = "OUT", default_value = "out")]
     output: PathBuf,
@@ -41,10 +41,10 @@ pub struct Args {
 ///
 /// # Errors
 /// Whatever ended it.
-pub fn run(args: &Args, report: Arc<dyn Report>) -> Result<(), Error> {
+pub fn run(args: &Args, report: Arc<dyn Report>, secrets: &Secrets) -> Result<(), Error> {
     let cancel = Cancel::default();
     super::stop_on_signal(&cancel)?;
-    let plan = Arc::new(Plan::load(&args.profile)?);
+    let plan = Arc::new(args.profile.plan(&report, secrets, &cancel)?);
     let until =
         args.until.as_deref().map(|text| Position::find(&plan.profile, text)).transpose()?;
     let mut options = args.cache.options(&plan)?;

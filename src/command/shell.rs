@@ -1,12 +1,12 @@
 //! `kvmbake shell`
 
-use std::path::PathBuf;
 use std::sync::Arc;
 
-use super::CacheArgs;
-use crate::build::{Build, Cancel, Plan, Position};
+use super::{CacheArgs, ProfileArgs};
+use crate::build::{Build, Cancel, Position};
 use crate::error::Error;
 use crate::report::Report;
+use crate::secret::Secrets;
 
 /// Opens a terminal in the guest as it was after a step
 ///
@@ -14,9 +14,8 @@ use crate::report::Report;
 /// away when the terminal ends.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// The profile
-    #[arg(value_name = "PROFILE")]
-    profile: PathBuf,
+    #[command(flatten)]
+    profile: ProfileArgs,
     /// After this step: `boot`, a number or a title; the last one when not given
     #[arg(long, value_name = "STEP")]
     at: Option<String>,
@@ -31,10 +30,10 @@ pub struct Args {
 ///
 /// # Errors
 /// Whatever kept the guest from being there.
-pub fn run(args: &Args, report: Arc<dyn Report>) -> Result<u8, Error> {
+pub fn run(args: &Args, report: Arc<dyn Report>, secrets: &Secrets) -> Result<u8, Error> {
     let cancel = Cancel::default();
     super::stop_on_signal(&cancel)?;
-    let plan = Arc::new(Plan::load(&args.profile)?);
+    let plan = Arc::new(args.profile.plan(&report, secrets, &cancel)?);
     let steps = plan.profile.steps.len();
     let goal =
         match args.at.as_deref().map(|text| Position::find(&plan.profile, text)).transpose()? {

@@ -1,12 +1,14 @@
 //! `kvmbake validate`
 
 use std::fmt::Write;
-use std::path::PathBuf;
+use std::sync::Arc;
 
-use super::print;
-use crate::build::Plan;
+use super::{ProfileArgs, print};
+use crate::build::Cancel;
 use crate::error::Error;
 use crate::profile::units::Size;
+use crate::report::Report;
+use crate::secret::Secrets;
 
 /// Checks everything about a profile that can be checked without booting
 ///
@@ -14,17 +16,18 @@ use crate::profile::units::Size;
 /// checksum, and the kernel that a build would boot.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// The profile
-    #[arg(value_name = "PROFILE")]
-    profile: PathBuf,
+    #[command(flatten)]
+    profile: ProfileArgs,
 }
 
 /// Runs the checks and says what a build would do.
 ///
 /// # Errors
 /// The faults found.
-pub fn run(args: &Args) -> Result<(), Error> {
-    let plan = Plan::load(&args.profile)?;
+pub fn run(args: &Args, report: Arc<dyn Report>, secrets: &Secrets) -> Result<(), Error> {
+    let cancel = Cancel::default();
+    super::stop_on_signal(&cancel)?;
+    let plan = args.profile.plan(&report, secrets, &cancel)?;
     plan.verify_checksum()?;
     let kernel = plan.discover_kernel()?;
     kernel
@@ -33,13 +36,7 @@ pub fn run(args: &Args) -> Result<(), Error> {
         .map_err(|error| Error::input("The kernel cannot be booted").because(&error))?;
     let mut text = String::new();
     let base = &plan.profile.image.source.value;
-    let _ = writeln!(
-        text,
-        "base     {}  {}, {}",
-        base.display(),
-        plan.base_format,
-        Size(plan.virtual_size)
-    );
+    let _ = writeln!(text, "base     {}  {}, {}", base, plan.base_format, Size(plan.virtual_size));
     let _ = writeln!(text, "boot     {}", kernel.origin);
     let _ = writeln!(text, "cmdline  {}", kernel.cmdline);
     for (index, step) in plan.profile.steps.iter().enumerate() {
@@ -50,5 +47,5 @@ pub fn run(args: &Args) -> Result<(), Error> {
         let _ = writeln!(text, "output   {}  {}", files.join(", "), output.format());
     }
     text.push_str("valid\n");
-    print(&text)
+    print(&secrets.redact(&text))
 }

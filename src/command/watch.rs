@@ -8,10 +8,11 @@ use std::time::Duration;
 use notify::{Event as Change, EventKind, RecommendedWatcher, RecursiveMode, Watcher};
 use tokio::sync::mpsc;
 
-use super::CacheArgs;
-use crate::build::{Build, Cancel, Inputs, Plan, Position};
+use super::{CacheArgs, ProfileArgs};
+use crate::build::{Build, Cancel, Inputs, Position};
 use crate::error::{Blame, Error};
 use crate::report::{Event, Report, Stage};
+use crate::secret::Secrets;
 
 /// An editor saves in several strokes; a run begins when it has been quiet for so long.
 const QUIET: Duration = Duration::from_millis(300);
@@ -22,9 +23,8 @@ const QUIET: Duration = Duration::from_millis(300);
 /// another one. Ctrl-C ends it.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// The profile
-    #[arg(value_name = "PROFILE")]
-    profile: PathBuf,
+    #[command(flatten)]
+    profile: ProfileArgs,
     /// Folder for the finished builds
     #[arg(short, long, value_name = "OUT", default_value = "out")]
     output: PathBuf,
@@ -39,7 +39,7 @@ pub struct Args {
 ///
 /// # Errors
 /// The files cannot be watched, or the user stopped it.
-pub fn run(args: &Args, report: Arc<dyn Report>) -> Result<(), Error> {
+pub fn run(args: &Args, report: Arc<dyn Report>, secrets: &Secrets) -> Result<(), Error> {
     let cancel = Cancel::default();
     super::stop_on_signal(&cancel)?;
     super::block_on(async {
@@ -47,9 +47,9 @@ pub fn run(args: &Args, report: Arc<dyn Report>) -> Result<(), Error> {
         let mut watched = Watched::new(tell)?;
         loop {
             // Watched before it is read, so that no change falls between the two.
-            let inputs = Inputs::of(&args.profile);
+            let inputs = args.profile.inputs(secrets);
             watched.follow(&inputs)?;
-            match bake(args, Arc::clone(&report), cancel.clone()).await {
+            match bake(args, Arc::clone(&report), secrets, cancel.clone()).await {
                 Err(error) if error.blame == Blame::Interrupted => return Err(error),
                 Err(error) => report.event(Event::Failed(&error)),
                 Ok(()) => {}
@@ -68,8 +68,13 @@ pub fn run(args: &Args, report: Arc<dyn Report>) -> Result<(), Error> {
     })
 }
 
-async fn bake(args: &Args, report: Arc<dyn Report>, cancel: Cancel) -> Result<(), Error> {
-    let plan = Arc::new(Plan::load(&args.profile)?);
+async fn bake(
+    args: &Args,
+    report: Arc<dyn Report>,
+    secrets: &Secrets,
+    cancel: Cancel,
+) -> Result<(), Error> {
+    let plan = Arc::new(args.profile.plan(&report, secrets, &cancel)?);
     let until =
         args.until.as_deref().map(|text| Position::find(&plan.profile, text)).transpose()?;
     let options = args.cache.options(&plan)?;

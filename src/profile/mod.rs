@@ -1,11 +1,15 @@
 //! `profile.toml`: what to bake. This module knows the keys, their types and defaults, and what
 //! can be said about them from the text alone; [`crate::build::plan`] looks at the files they name.
 
+mod given;
 mod output;
 mod reader;
 mod source;
+mod template;
 pub mod units;
+mod vars;
 
+use std::fmt;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -14,16 +18,22 @@ use kvmbake_convert::Encoding;
 use kvmbake_disk::Format as DiskFormat;
 use toml::de::DeTable;
 
+pub use given::Given;
 pub use reader::nearest;
 use reader::{At, Faults, Reader};
 pub use source::{Fault, Place, Source};
+use vars::Scope;
 
 use crate::checksum::Checksum;
+use crate::fetch::Url;
+use crate::secret::Secrets;
 
 /// Smallest guest memory that boots a distribution's kernel and initrd.
 const MINIMUM_MEMORY: u64 = 128 << 20;
 const DEFAULT_MEMORY: u64 = 1 << 30;
 const MAXIMUM_CPUS: i64 = 64;
+/// The label of a disk with plain files.
+const DEFAULT_LABEL: &str = "SEED";
 const DEFAULT_SSH_TIMEOUT: Duration = Duration::from_secs(300);
 
 /// A profile whose text is sound.
@@ -37,8 +47,8 @@ pub struct Profile {
     pub machine: Machine,
     /// `[boot]`
     pub boot: Boot,
-    /// `[seed]`; `None` for a seed of kind "none"
-    pub seed: Option<NoCloud>,
+    /// `[seed]`
+    pub seed: Seed,
     /// `[ssh]`
     pub ssh: Ssh,
     /// `[net]`
@@ -49,6 +59,8 @@ pub struct Profile {
     pub steps: Vec<Step>,
     /// `[[output]]`
     pub outputs: Vec<Output>,
+    /// The secrets among its variables.
+    pub secrets: Secrets,
 }
 
 /// A value that names a file, and the place to blame when the file is at fault.
@@ -61,20 +73,51 @@ pub struct Named<T> {
 }
 
 /// The base image and what becomes of it.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Image {
     /// The name that outputs carry.
     pub name: String,
-    /// The base image, resolved against the profile's folder.
-    pub source: Named<PathBuf>,
+    /// Where the base image is.
+    pub source: Named<BaseSource>,
     /// The base's format, when it is pinned.
     pub format: Option<DiskFormat>,
-    /// The base's expected digest.
-    pub checksum: Option<Named<Checksum>>,
+    /// What the base's checksum must be.
+    pub checksum: Option<Named<Expected>>,
     /// The virtual size to grow to, in bytes.
     pub size: Option<Named<u64>>,
     /// Folders below which the base may name other files.
     pub allow_backing: Vec<PathBuf>,
+}
+
+/// Where a base image is.
+#[derive(Debug, Clone)]
+pub enum BaseSource {
+    /// On this host, resolved against the profile's folder.
+    File(PathBuf),
+    /// On a server, with its mirrors; never empty.
+    Urls(Vec<Url>),
+}
+
+impl fmt::Display for BaseSource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            BaseSource::File(path) => fmt::Display::fmt(&path.display(), f),
+            BaseSource::Urls(urls) => urls.first().map_or(Ok(()), |url| fmt::Display::fmt(url, f)),
+        }
+    }
+}
+
+/// What the profile says of the base's checksum.
+#[derive(Debug, Clone)]
+pub enum Expected {
+    /// The checksum itself.
+    Checksum(Checksum),
+    /// A list of checksums on this host.
+    ListFile(PathBuf),
+    /// A list of checksums on a server.
+    ListUrl(Url),
+    /// That none is known: whatever comes is taken.
+    Unchecked,
 }
 
 /// The machine as the guest sees it.
@@ -99,15 +142,74 @@ pub struct Boot {
     pub append: Option<String>,
 }
 
-/// First-boot configuration for cloud-init's NoCloud.
-#[derive(Debug, Default)]
-pub struct NoCloud {
+/// First-boot configuration.
+#[derive(Debug)]
+pub struct Seed {
+    /// In which form it goes to the guest.
+    pub kind: SeedKind,
     /// The guest's host name.
     pub hostname: Option<String>,
-    /// The user-data.
+    /// The user-data; of Ignition its config.
     pub user_data: Option<Text>,
+    /// The vendor-data.
+    pub vendor_data: Option<Text>,
     /// The network-config.
     pub network_config: Option<Text>,
+    /// The label of a disk with plain files.
+    pub label: String,
+    /// Plain files, by their names on the disk.
+    pub files: Vec<(String, Text)>,
+    /// Whether network interfaces keep the kernel's names.
+    pub eth0_names: bool,
+    /// Where it stands.
+    pub place: Place,
+}
+
+/// The forms of a seed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SeedKind {
+    /// cloud-init's NoCloud.
+    NoCloud,
+    /// OpenStack's config drive.
+    ConfigDrive,
+    /// Ignition, on a config drive.
+    Ignition,
+    /// Plain files.
+    Files,
+    /// No disk.
+    None,
+}
+
+impl SeedKind {
+    const ALL: [SeedKind; 5] = [
+        SeedKind::NoCloud,
+        SeedKind::ConfigDrive,
+        SeedKind::Ignition,
+        SeedKind::Files,
+        SeedKind::None,
+    ];
+
+    /// Returns what a profile calls it.
+    pub fn name(self) -> &'static str {
+        match self {
+            SeedKind::NoCloud => "nocloud",
+            SeedKind::ConfigDrive => "config-drive",
+            SeedKind::Ignition => "ignition",
+            SeedKind::Files => "files",
+            SeedKind::None => "none",
+        }
+    }
+
+    /// The keys that it takes beside those of every seed.
+    fn keys(self) -> &'static [&'static str] {
+        match self {
+            SeedKind::NoCloud => &["hostname", "user_data", "vendor_data", "network_config"],
+            SeedKind::ConfigDrive => &["hostname", "user_data", "vendor_data"],
+            SeedKind::Ignition => &["hostname", "user_data"],
+            SeedKind::Files => &["label", "files"],
+            SeedKind::None => &[],
+        }
+    }
 }
 
 /// A text that stands in the profile or in a file beside it.
@@ -205,11 +307,19 @@ pub struct Output {
 }
 
 impl Profile {
-    /// Parses `source`.
+    /// Parses `source`, its variables put in as far as the profile says what they are.
+    ///
+    /// # Errors
+    /// As [`Profile::parse_with`].
+    pub fn parse(source: Source) -> Result<Profile, Vec<Fault>> {
+        Profile::parse_with(source, &Given::default())
+    }
+
+    /// Parses `source`, its variables put in as it is `given` them.
     ///
     /// # Errors
     /// Every fault found, in the order of their places; never an empty list.
-    pub fn parse(source: Source) -> Result<Profile, Vec<Fault>> {
+    pub fn parse_with(source: Source, given: &Given) -> Result<Profile, Vec<Fault>> {
         let text = source.text().to_string();
         let document = DeTable::parse(&text).map_err(|error| {
             let span = error.span().unwrap_or(0..0);
@@ -220,13 +330,21 @@ impl Profile {
             }]
         })?;
         let faults = Faults::new(&source);
-        let context = Context { source: &source };
+        let scope = Scope::new(document.get_ref(), folder_of(&source), given);
+        scope.check(&faults);
+        let context = Context { source: &source, secrets: &given.secrets };
         let root = Reader::new(document.get_ref(), 0..0, "the profile", &faults);
+        let root = root.with_scope(Some(&scope));
+        if root.value("vars").is_some_and(|vars| vars.get_ref().as_table().is_none()) {
+            root.table("vars");
+        }
         let parts = context.profile(&root);
         root.finish();
         let faults = faults.into_sorted();
         match parts {
-            Some(parts) if faults.is_empty() => Ok(parts.into_profile(source)),
+            Some(parts) if faults.is_empty() => {
+                Ok(parts.into_profile(source, given.secrets.clone()))
+            }
             _ => Err(faults),
         }
     }
@@ -246,7 +364,7 @@ struct Parts {
     image: Image,
     machine: Machine,
     boot: Boot,
-    seed: Option<NoCloud>,
+    seed: Seed,
     ssh: Ssh,
     net: Net,
     cache: Cache,
@@ -255,15 +373,16 @@ struct Parts {
 }
 
 impl Parts {
-    fn into_profile(self, source: Source) -> Profile {
+    fn into_profile(self, source: Source, secrets: Secrets) -> Profile {
         let Parts { image, machine, boot, seed, ssh, net, cache, steps, outputs } = self;
-        Profile { source, image, machine, boot, seed, ssh, net, cache, steps, outputs }
+        Profile { source, image, machine, boot, seed, ssh, net, cache, steps, outputs, secrets }
     }
 }
 
 /// What reading needs besides the table at hand.
 struct Context<'s> {
     source: &'s Source,
+    secrets: &'s Secrets,
 }
 
 impl Context<'_> {
@@ -300,12 +419,23 @@ impl Context<'_> {
     }
 
     fn image(&self, reader: Reader<'_, '_>) -> Option<Image> {
-        let name = reader.required_string("name").and_then(|name| file_name(&reader, "name", name));
-        let source = reader.required_string("source");
+        let name = reader.required_string("name");
+        let name = name.and_then(|name| self.file_name(&reader, "name", name));
+        let source = self.base_source(&reader);
         let format = reader.parsed("format", |text| {
             text.parse().map_err(|_| format!("`{text}` is no base format; known are qcow2 and raw"))
         });
-        let checksum = reader.parsed("checksum", str::parse);
+        let checksum = reader.parsed("checksum", |text| self.expected(text));
+        if let (Some(source), None) = (&source, reader.value("checksum"))
+            && matches!(source.value, BaseSource::Urls(_))
+        {
+            reader.fault_with_hint(
+                &source.span,
+                "A `source` that is downloaded needs a `checksum`",
+                "Give the digest (\"sha256:…\"), or the URL of a list such as SHA256SUMS; \
+                 `checksum = \"none\"` takes whatever comes",
+            );
+        }
         let size = reader.size("size");
         if let Some(size) = &size
             && size.value % 512 != 0
@@ -316,12 +446,99 @@ impl Context<'_> {
         reader.finish();
         Some(Image {
             name: name?,
-            source: self.path(source?),
+            source: self.named(source?),
             format: format.map(|at| at.value),
             checksum: checksum.map(|at| self.named(at)),
             size: size.map(|at| self.named(at)),
             allow_backing: allow_backing.into_iter().map(|at| self.path(at).value).collect(),
         })
+    }
+
+    /// A path, a URL, or a list of URLs of which any will do.
+    fn base_source(&self, reader: &Reader<'_, '_>) -> Option<At<BaseSource>> {
+        if reader.value("source").is_none() {
+            reader.fault(&reader.span(), "[image] has no `source`");
+        }
+        let texts = reader.strings("source")?;
+        let span = match (texts.first(), texts.last()) {
+            (Some(first), Some(last)) => first.span.start..last.span.end,
+            _ => {
+                reader.fault(&reader.span(), "`source` in [image] is an empty list");
+                return None;
+            }
+        };
+        if let [only] = &texts[..]
+            && !Url::is_meant(&only.value)
+        {
+            let path = folder_of(self.source).join(&only.value);
+            return Some(At { value: BaseSource::File(path), span });
+        }
+        let mut urls = Vec::with_capacity(texts.len());
+        for text in &texts {
+            if !Url::is_meant(&text.value) {
+                reader
+                    .fault(&text.span, format!("`{}` in a list of mirrors is no URL", text.value));
+                return None;
+            }
+            match text.value.parse() {
+                Ok(url) => urls.push(self.hidden(url)),
+                Err(message) => {
+                    reader.fault(&text.span, message);
+                    return None;
+                }
+            }
+        }
+        Some(At { value: BaseSource::Urls(urls), span })
+    }
+
+    /// Hides the password of a URL, which the profile itself may hold.
+    fn hidden(&self, url: Url) -> Url {
+        if let Some(password) = url.password() {
+            self.secrets.add(password);
+        }
+        url
+    }
+
+    /// What stands before a colon is an algorithm, unless a path or a URL begins so.
+    fn expected(&self, text: &str) -> Result<Expected, String> {
+        if text == "none" {
+            return Ok(Expected::Unchecked);
+        }
+        if Url::is_meant(text) {
+            return text.parse().map(|url| Expected::ListUrl(self.hidden(url)));
+        }
+        let is_path = match text.split_once(':') {
+            Some((algorithm, _)) => algorithm.contains('/'),
+            // A bare digest lacks its algorithm; it is no file's name.
+            None => Checksum::from_digits(text).is_none(),
+        };
+        if is_path {
+            return Ok(Expected::ListFile(folder_of(self.source).join(text)));
+        }
+        text.parse().map(Expected::Checksum)
+    }
+
+    /// A name that becomes a file's: nothing that leads elsewhere.
+    fn file_name(&self, reader: &Reader<'_, '_>, key: &str, name: At<String>) -> Option<String> {
+        let plain = name.value.chars().all(|c| c.is_ascii_alphanumeric() || "._-+".contains(c));
+        if name.value.is_empty()
+            || !plain
+            || name.value.starts_with(['.', '-'])
+            || name.value.len() > 128
+        {
+            let message =
+                format!("`{key}` must be a plain file name of letters, digits and . _ - +");
+            reader.fault(&name.span, message);
+            return None;
+        }
+        if self.secrets.within(&name.value) {
+            reader.fault(
+                &name.span,
+                format!("`{key}` holds a secret, which files would be called by"),
+            );
+            return None;
+        }
+        Some(name.value)
     }
 
     fn machine(&self, reader: Option<Reader<'_, '_>>) -> Machine {
@@ -360,32 +577,54 @@ impl Context<'_> {
         boot
     }
 
-    fn seed(&self, reader: Option<Reader<'_, '_>>) -> Option<NoCloud> {
-        let Some(reader) = reader else { return Some(NoCloud::default()) };
+    fn seed(&self, reader: Option<Reader<'_, '_>>) -> Seed {
+        let mut seed = Seed {
+            kind: SeedKind::NoCloud,
+            hostname: None,
+            user_data: None,
+            vendor_data: None,
+            network_config: None,
+            label: DEFAULT_LABEL.into(),
+            files: Vec::new(),
+            eth0_names: false,
+            place: self.source.place(&reader.as_ref().map_or(0..0, Reader::span)),
+        };
+        let Some(reader) = reader else { return seed };
         let kind = reader.required_string("kind");
-        let seed = NoCloud {
-            hostname: reader.string("hostname").map(|at| at.value),
-            user_data: reader.string("user_data").map(|at| self.text(at)),
-            network_config: reader.string("network_config").map(|at| self.text(at)),
-        };
-        let seed = match kind {
-            Some(kind) if kind.value == "none" => {
-                if !matches!(
-                    seed,
-                    NoCloud { hostname: None, user_data: None, network_config: None }
-                ) {
-                    reader.fault(&kind.span, "A seed of kind \"none\" takes no other key");
+        if let Some(kind) = &kind {
+            match SeedKind::ALL.into_iter().find(|known| known.name() == kind.value) {
+                Some(known) => seed.kind = known,
+                None => {
+                    let known = SeedKind::ALL.map(SeedKind::name);
+                    let hint = nearest(&kind.value, known).map_or_else(
+                        || format!("Known are {}", known.join(", ")),
+                        |near| format!("Did you mean `{near}`?"),
+                    );
+                    let message = format!("`{}` is no kind of seed", kind.value);
+                    reader.fault_with_hint(&kind.span, message, hint);
                 }
-                None
             }
-            Some(kind) if kind.value != "nocloud" => {
-                let message =
-                    format!("`{}` is no kind of seed; known are nocloud and none", kind.value);
-                reader.fault(&kind.span, message);
-                None
+        }
+        seed.hostname = reader.string("hostname").map(|at| at.value);
+        seed.user_data = reader.string("user_data").map(|at| self.text(at));
+        seed.vendor_data = reader.string("vendor_data").map(|at| self.text(at));
+        seed.network_config = reader.string("network_config").map(|at| self.text(at));
+        if let Some(label) = reader.string("label") {
+            seed.label = label.value;
+        }
+        let files = reader.string_map("files").into_iter();
+        seed.files = files.map(|(name, at)| (name, self.text(at))).collect();
+        seed.eth0_names = reader.bool("eth0_names").unwrap_or(false);
+        let all = ["hostname", "user_data", "vendor_data", "network_config", "label", "files"];
+        for key in all.into_iter().filter(|key| !seed.kind.keys().contains(key)) {
+            if let Some(value) = reader.value(key) {
+                let message = format!("A seed of kind \"{}\" takes no `{key}`", seed.kind.name());
+                reader.fault(&value.span(), message);
             }
-            _ => Some(seed),
-        };
+        }
+        if seed.kind == SeedKind::Files && reader.value("files").is_none() {
+            reader.fault(&reader.span(), "A seed of kind \"files\" needs `files`");
+        }
         reader.finish();
         seed
     }
@@ -452,7 +691,8 @@ impl Context<'_> {
         }
         reader.finish();
         let shell = shell?;
-        let title = name.map_or_else(|| shell.title(), |at| at.value);
+        let title = name.map_or_else(|| shell.title(self.secrets), |at| at.value);
+        let title = self.secrets.redact(&title).into_owned();
         Some(Step { title, shell, cache, max_age: max_age.map(|at| at.value), place })
     }
 
@@ -474,7 +714,8 @@ impl Context<'_> {
                 None
             }
         };
-        let env = reader.string_map("env");
+        let env = reader.string_map("env").into_iter();
+        let env: Vec<(String, String)> = env.map(|(name, at)| (name, at.value)).collect();
         for (name, _) in &env {
             let valid = name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_')
                 && !name.starts_with(|c: char| c.is_ascii_digit());
@@ -520,21 +761,6 @@ fn inline(
     Some(Run::Inline(commands.into_iter().map(|at| at.value).collect()))
 }
 
-/// A name that becomes a file's: nothing that leads elsewhere.
-fn file_name(reader: &Reader<'_, '_>, key: &str, name: At<String>) -> Option<String> {
-    let plain = name.value.chars().all(|c| c.is_ascii_alphanumeric() || "._-+".contains(c));
-    if name.value.is_empty()
-        || !plain
-        || name.value.starts_with(['.', '-'])
-        || name.value.len() > 128
-    {
-        let message = format!("`{key}` must be a plain file name of letters, digits and . _ - +");
-        reader.fault(&name.span, message);
-        return None;
-    }
-    Some(name.value)
-}
-
 impl Shell {
     /// A step of inline commands with every other setting at its default.
     fn of(run: Run) -> Shell {
@@ -551,7 +777,7 @@ impl Shell {
     }
 
     /// What to call the step when it has no name.
-    fn title(&self) -> String {
+    fn title(&self, secrets: &Secrets) -> String {
         match &self.run {
             Run::Inline(commands) => {
                 let first = commands.iter().find(|command| !command.trim().is_empty());
@@ -561,7 +787,8 @@ impl Shell {
                 } else {
                     String::new()
                 };
-                format!("{}{more}", shortened(first, 60))
+                // Hidden before it is cut, so that no part of a secret stays.
+                format!("{}{more}", shortened(&secrets.redact(first), 60))
             }
             Run::Scripts(paths) => {
                 let name = |path: &Named<PathBuf>| {

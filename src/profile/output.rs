@@ -5,7 +5,7 @@ use std::ops::Range;
 use kvmbake_convert::{Encoding, Format, Target};
 
 use super::reader::{At, Reader, nearest};
-use super::{Context, Output, file_name};
+use super::{Context, Output};
 
 /// Files that every build leaves beside its images.
 const TAKEN: [&str; 4] = ["manifest.json", "SHA512SUM.txt", "MD5SUM.txt", "serial.log"];
@@ -31,7 +31,7 @@ impl Context<'_> {
 
     fn output(&self, reader: Reader<'_, '_>, name: &str, others: &[Output]) -> Option<Output> {
         let format = reader.required_string("format");
-        let file = reader.string("name").and_then(|at| file_name(&reader, "name", at));
+        let file = reader.string("name").and_then(|at| self.file_name(&reader, "name", at));
         let settings = reader.settings("options");
         let compress = reader.value("compress").map(|value| value.span());
         let compress = compress.filter(|_| reader.bool("compress") == Some(true));

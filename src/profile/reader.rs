@@ -12,6 +12,7 @@ use toml::de::{DeTable, DeValue};
 
 use super::source::{Fault, Source};
 use super::units;
+use super::vars::Scope;
 
 /// A value with the span it was read from.
 #[derive(Debug, Clone)]
@@ -40,6 +41,11 @@ impl<'s> Faults<'s> {
         self.list.borrow_mut().push(Fault { message: message.into(), place, hint });
     }
 
+    /// Returns the profile's text at `span`.
+    pub fn raw(&self, span: &Range<usize>) -> &str {
+        self.source.text().get(span.clone()).unwrap_or_default()
+    }
+
     /// Returns the faults in the order of their places.
     pub fn into_sorted(self) -> Vec<Fault> {
         let mut list = self.list.into_inner();
@@ -57,6 +63,8 @@ pub struct Reader<'t, 's> {
     name: String,
     asked: RefCell<BTreeSet<&'static str>>,
     faults: &'t Faults<'s>,
+    /// What `{{ name }}` stands for; none where strings stand for themselves.
+    scope: Option<&'t Scope<'t>>,
 }
 
 impl<'t, 's> Reader<'t, 's> {
@@ -67,7 +75,33 @@ impl<'t, 's> Reader<'t, 's> {
         name: impl Into<String>,
         faults: &'t Faults<'s>,
     ) -> Self {
-        Reader { table, span, name: name.into(), asked: RefCell::default(), faults }
+        Reader { table, span, name: name.into(), asked: RefCell::default(), faults, scope: None }
+    }
+
+    /// Puts the variables of `scope` into every string of the table and of those below it.
+    pub fn with_scope(mut self, scope: Option<&'t Scope<'t>>) -> Self {
+        self.scope = scope;
+        self
+    }
+
+    fn below(&self, table: &'t DeTable<'t>, span: Range<usize>, name: String) -> Reader<'t, 's> {
+        Reader::new(table, span, name, self.faults).with_scope(self.scope)
+    }
+
+    /// Returns the string that stands at `span`, its variables put in; `None` when one is at fault.
+    fn expanded(&self, text: &str, span: Range<usize>) -> Option<At<String>> {
+        let value = match self.scope {
+            Some(scope) => scope.expand(text, &span, self.faults)?,
+            None => text.to_string(),
+        };
+        Some(At { value, span })
+    }
+
+    /// Returns what a string with variables stands for, where a number or a boolean is wanted.
+    fn of_variables(&self, value: &Spanned<DeValue<'_>>) -> Option<Option<String>> {
+        let text = value.get_ref().as_str().filter(|text| text.contains("{{"))?;
+        self.scope?;
+        Some(self.expanded(text, value.span()).map(|at| at.value))
     }
 
     /// Returns the raw value of `key`.
@@ -111,7 +145,7 @@ impl<'t, 's> Reader<'t, 's> {
             self.wrong_type(key, value, "a string");
             return None;
         };
-        Some(At { value: text.to_string(), span: value.span() })
+        self.expanded(text, value.span())
     }
 
     /// Reads a string that must be there.
@@ -151,7 +185,11 @@ impl<'t, 's> Reader<'t, 's> {
     /// Reads a boolean.
     pub fn bool(&self, key: &'static str) -> Option<bool> {
         let value = self.value(key)?;
-        value.get_ref().as_bool().or_else(|| {
+        let found = match self.of_variables(value) {
+            Some(text) => text?.parse().ok(),
+            None => value.get_ref().as_bool(),
+        };
+        found.or_else(|| {
             self.wrong_type(key, value, "true or false");
             None
         })
@@ -173,11 +211,15 @@ impl<'t, 's> Reader<'t, 's> {
         value: &Spanned<DeValue<'_>>,
         range: std::ops::RangeInclusive<i64>,
     ) -> Option<At<i64>> {
-        let Some(number) = value.get_ref().as_integer() else {
-            self.wrong_type(key, value, "a whole number");
-            return None;
+        let number = match (self.of_variables(value), value.get_ref().as_integer()) {
+            (Some(text), _) => text?.parse::<i64>(),
+            (None, Some(number)) => i64::from_str_radix(number.as_str(), number.radix()),
+            (None, None) => {
+                self.wrong_type(key, value, "a whole number");
+                return None;
+            }
         };
-        match i64::from_str_radix(number.as_str(), number.radix()) {
+        match number {
             Ok(number) if range.contains(&number) => Some(At { value: number, span: value.span() }),
             _ => {
                 let (low, high) = range.into_inner();
@@ -212,7 +254,7 @@ impl<'t, 's> Reader<'t, 's> {
     /// Reads `value`, which stands at `key`, as one string or a list of them.
     pub fn strings_of(&self, key: &str, value: &Spanned<DeValue<'_>>) -> Option<Vec<At<String>>> {
         if let Some(text) = value.get_ref().as_str() {
-            return Some(vec![At { value: text.to_string(), span: value.span() }]);
+            return Some(vec![self.expanded(text, value.span())?]);
         }
         let Some(items) = value.get_ref().as_array() else {
             self.wrong_type(key, value, "a string or a list of strings");
@@ -221,7 +263,7 @@ impl<'t, 's> Reader<'t, 's> {
         let mut texts = Vec::with_capacity(items.len());
         for item in items.iter() {
             match item.get_ref().as_str() {
-                Some(text) => texts.push(At { value: text.to_string(), span: item.span() }),
+                Some(text) => texts.push(self.expanded(text, item.span())?),
                 None => {
                     self.wrong_type(key, item, "a list of strings");
                     return None;
@@ -232,7 +274,7 @@ impl<'t, 's> Reader<'t, 's> {
     }
 
     /// Reads a table of strings, e.g. an environment.
-    pub fn string_map(&self, key: &'static str) -> Vec<(String, String)> {
+    pub fn string_map(&self, key: &'static str) -> Vec<(String, At<String>)> {
         let Some(value) = self.value(key) else { return Vec::new() };
         let Some(table) = value.get_ref().as_table() else {
             self.wrong_type(key, value, "a table of strings");
@@ -241,7 +283,11 @@ impl<'t, 's> Reader<'t, 's> {
         let mut pairs = Vec::with_capacity(table.len());
         for (name, item) in table.iter() {
             match item.get_ref().as_str() {
-                Some(text) => pairs.push((name.get_ref().to_string(), text.to_string())),
+                Some(text) => {
+                    if let Some(text) = self.expanded(text, item.span()) {
+                        pairs.push((name.get_ref().to_string(), text));
+                    }
+                }
                 None => self.wrong_type(name.get_ref(), item, "a string"),
             }
         }
@@ -282,7 +328,7 @@ impl<'t, 's> Reader<'t, 's> {
     pub fn table(&self, key: &'static str) -> Option<Reader<'t, 's>> {
         let value = self.value(key)?;
         match value.get_ref().as_table() {
-            Some(table) => Some(Reader::new(table, value.span(), format!("[{key}]"), self.faults)),
+            Some(table) => Some(self.below(table, value.span(), format!("[{key}]"))),
             None => {
                 self.wrong_type(key, value, "a table");
                 None
@@ -293,7 +339,7 @@ impl<'t, 's> Reader<'t, 's> {
     /// Reads `value` as a nested table called `name`.
     pub fn table_of(&self, name: &str, value: &'t Spanned<DeValue<'t>>) -> Option<Reader<'t, 's>> {
         let table = value.get_ref().as_table()?;
-        Some(Reader::new(table, value.span(), name, self.faults))
+        Some(self.below(table, value.span(), name.to_string()))
     }
 
     /// Reads the list of tables at `key`.
@@ -307,12 +353,7 @@ impl<'t, 's> Reader<'t, 's> {
         for item in items.iter() {
             match item.get_ref().as_table() {
                 Some(table) => {
-                    readers.push(Reader::new(
-                        table,
-                        item.span(),
-                        format!("[[{key}]]"),
-                        self.faults,
-                    ));
+                    readers.push(self.below(table, item.span(), format!("[[{key}]]")));
                 }
                 None => self.wrong_type(key, item, "a table"),
             }

@@ -46,7 +46,8 @@ fn only_fault(text: &str) -> Fault {
 #[test]
 fn a_sound_profile_is_read_whole() {
     let profile = parse(SOUND).unwrap();
-    assert_eq!(profile.image.source.value, Path::new("/profiles/debian.qcow2"));
+    let BaseSource::File(source) = &profile.image.source.value else { panic!("not a file") };
+    assert_eq!(source, Path::new("/profiles/debian.qcow2"));
     assert_eq!(profile.image.size.as_ref().unwrap().value, 8 << 30);
     assert_eq!((profile.machine.cpus, profile.machine.memory), (4, 2 << 30));
     assert_eq!(profile.ssh.timeout, Duration::from_secs(90));
@@ -121,7 +122,7 @@ fn a_shell_step_runs_one_thing() {
 #[test]
 fn user_data_of_several_lines_stands_for_itself() {
     let text = SOUND.replace("\"user-data.yaml\"", "\"#cloud-config\\n{}\"");
-    let seed = parse(&text).unwrap().seed.unwrap();
+    let seed = parse(&text).unwrap().seed;
     let Some(Text::Inline(text)) = seed.user_data else { panic!("not inline") };
     assert_eq!(text, "#cloud-config\n{}");
 }
@@ -216,6 +217,36 @@ fn wrong_options_are_refused_with_their_place_and_what_there_is() {
     }
 }
 
+fn image(lines: &str) -> String {
+    format!("[image]\nname = \"web\"\n{lines}\n[[output]]\nformat = \"raw\"\n")
+}
+
+#[test]
+fn a_base_is_a_path_a_url_or_a_list_of_urls() {
+    let source = |lines: &str| parse(&image(lines)).unwrap().image.source.value.to_string();
+    assert_eq!(source("source = \"a/b.img\""), "/profiles/a/b.img");
+    let lines = "source = \"https://h/b.img\"\nchecksum = \"none\"";
+    assert_eq!(source(lines), "https://h/b.img");
+    let lines = "source = [\"http://h/b\", \"http://i/b\"]\nchecksum = \"SHA256SUMS\"";
+    let BaseSource::Urls(urls) = parse(&image(lines)).unwrap().image.source.value else {
+        panic!("no URLs")
+    };
+    assert_eq!(urls.len(), 2);
+    for (lines, message) in [
+        ("source = []", "empty list"),
+        (
+            "source = [\"http://h/b\", \"b.img\"]\nchecksum = \"none\"",
+            "`b.img` in a list of mirrors",
+        ),
+        ("source = \"ftp://h/b\"\nchecksum = \"none\"", "known are http and https"),
+        ("source = 7", "must be a string or a list"),
+    ] {
+        let fault = only_fault(&image(lines));
+        assert!(fault.message.contains(message), "{lines}: {}", fault.message);
+        assert_eq!(fault.place.line, if lines == "source = []" { 1 } else { 3 });
+    }
+}
+
 #[test]
 fn an_output_takes_no_name_that_another_file_of_the_build_has() {
     let lines = "format = \"vmdk\"\noptions.subformat = \"monolithicFlat\"\n\
@@ -225,5 +256,63 @@ fn an_output_takes_no_name_that_another_file_of_the_build_has() {
     for name in ["manifest.json", "SHA512SUM.txt", "MD5SUM.txt", "serial.log"] {
         let fault = only_fault(&with_output(&format!("format = \"raw\"\nname = \"{name}\"\n")));
         assert_eq!(fault.message, format!("Every build has a `{name}` of its own"));
+    }
+}
+
+#[test]
+fn a_url_without_a_checksum_is_refused_unless_the_profile_says_none() {
+    let fault = only_fault(&image("source = \"https://h/b.img\""));
+    assert_eq!((fault.place.line, fault.place.column), (3, 10));
+    assert!(fault.hint.unwrap().contains("SHA256SUMS"));
+}
+
+#[test]
+fn a_checksum_is_a_digest_or_names_a_list() {
+    let expected = |text: &str| {
+        parse(&image(&format!("source = \"b\"\nchecksum = \"{text}\"")))
+            .map(|profile| profile.image.checksum.unwrap().value)
+    };
+    let digest = "md5:900150983cd24fb0d6963f7d28e17f72";
+    assert!(matches!(expected(digest), Ok(Expected::Checksum(_))));
+    assert!(matches!(expected("none"), Ok(Expected::Unchecked)));
+    assert!(matches!(expected("https://h/SUMS"), Ok(Expected::ListUrl(_))));
+    let Ok(Expected::ListFile(path)) = expected("sums/SHA256SUMS") else { panic!("no file") };
+    assert_eq!(path, Path::new("/profiles/sums/SHA256SUMS"));
+    for wrong in ["md5:00", "sha3:00", &digest[4..], "ftp://h/x"] {
+        assert!(expected(wrong).is_err(), "{wrong}");
+    }
+}
+
+#[test]
+fn each_kind_of_seed_takes_its_own_keys() {
+    let seed = |lines: &str| parse(&image(&format!("source = \"b\"\n[seed]\n{lines}")));
+    let files = "kind = \"files\"\nlabel = \"OEMDRV\"\nfiles = { \"ks.cfg\" = \"# inline\", \"a/b\" = \"b.txt\" }";
+    let seen = seed(files).unwrap().seed;
+    assert_eq!((seen.kind, seen.label.as_str()), (SeedKind::Files, "OEMDRV"));
+    assert!(matches!(seen.files[..], [(_, Text::File(_)), (_, Text::Inline(_))]));
+    let seen =
+        seed("kind = \"config-drive\"\nvendor_data = \"v\"\neth0_names = true").unwrap().seed;
+    assert!(seen.kind == SeedKind::ConfigDrive && seen.eth0_names);
+    for (lines, message) in [
+        ("kind = \"none\"\nhostname = \"x\"", "\"none\" takes no `hostname`"),
+        ("kind = \"ignition\"\nnetwork_config = \"x\"", "takes no `network_config`"),
+        ("kind = \"files\"", "needs `files`"),
+        ("kind = \"no-cloud\"", "`no-cloud` is no kind of seed"),
+    ] {
+        let faults = seed(lines).unwrap_err();
+        assert!(faults[0].message.contains(message), "{lines}: {faults:?}");
+    }
+}
+
+#[test]
+fn the_examples_are_sound() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples");
+    let mut given = Given { environment: |_| Some("a value".into()), ..Given::default() };
+    for (file, vars) in [("debian.toml", &[][..]), ("download.toml", &["role"])] {
+        vars.iter().for_each(|name| given.set(name, "web"));
+        let path = folder.join(file);
+        let text = std::fs::read_to_string(&path).unwrap();
+        let faults = Profile::parse_with(Source::new(&path, text), &given).err();
+        assert_eq!(faults, None, "{file}");
     }
 }

@@ -4,6 +4,7 @@
 mod failure;
 mod json;
 mod plain;
+mod redacted;
 mod terminal;
 
 use std::io::IsTerminal;
@@ -12,6 +13,7 @@ use std::time::Duration;
 use crate::error::Error;
 
 pub use failure::render as render_failure;
+pub use redacted::Redacted;
 
 /// The parts of a build, in their order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,6 +30,8 @@ pub enum Stage {
     Ssh,
     /// cloud-init.
     CloudInit,
+    /// The names of the network interfaces.
+    Names,
     /// One of the profile's steps.
     Step,
     /// What the guest fetches from the profile's folder, during any other stage.
@@ -56,6 +60,7 @@ impl Stage {
             Stage::Boot => "boot",
             Stage::Ssh => "ssh",
             Stage::CloudInit => "cloud-init",
+            Stage::Names => "names",
             Stage::Step => "step",
             Stage::Http => "http",
             Stage::Seal => "seal",

@@ -10,7 +10,7 @@ use crate::encode::{DiskInfo, Encoder};
 
 use encode::RawEncoder;
 pub use options::RawOptions;
-pub use packed::Packing;
+pub use packed::{Packing, packing, unpack};
 
 /// Returns the encoder that the options ask for.
 pub(crate) fn plan(disk: &DiskInfo, options: &RawOptions) -> Result<Box<dyn Encoder>, String> {

@@ -9,6 +9,8 @@ use std::fs::File;
 use std::io::{self, BufReader, ErrorKind, Read};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use kvmbake_disk::{Error, ErrorKind as DiskErrorKind};
 
@@ -99,6 +101,21 @@ impl Packing {
 
     /// Unpacks the file into a temporary one in `scratch`; messages go on naming the original.
     pub(crate) fn unpack(self, image: &ImageFile, scratch: &Path) -> Result<ImageFile, Error> {
+        let unwritten = |error: io::Error| Error::io("write", error).on(scratch);
+        let file = tempfile::tempfile_in(scratch).map_err(unwritten)?;
+        self.unpack_into(image, &file, scratch, &mut |_| true)?;
+        ImageFile::of(file, &image.path)
+    }
+
+    /// Unpacks the file into `file`, which is empty and is called `name` in messages. `goes_on` hears
+    /// how many bytes of the packed file are read, and says whether to go on; returns whether it did.
+    fn unpack_into(
+        self,
+        image: &ImageFile,
+        file: &File,
+        name: &Path,
+        goes_on: &mut dyn FnMut(u64) -> bool,
+    ) -> Result<bool, Error> {
         let broken = |error: io::Error| {
             let kind = match error.kind() {
                 ErrorKind::UnexpectedEof => DiskErrorKind::Truncated,
@@ -110,9 +127,9 @@ impl Packing {
                 .because(format!("its {self} data do not unpack"))
                 .caused_by(error)
         };
-        let unwritten = |error: io::Error| Error::io("write", error).on(scratch);
-        let file: File = tempfile::tempfile_in(scratch).map_err(unwritten)?;
-        let source = Sequential { image: image.clone(), at: 0 };
+        let unwritten = |error: io::Error| Error::io("write", error).on(name);
+        let read = Arc::new(AtomicU64::new(0));
+        let source = Sequential { image: image.clone(), at: 0, read: Arc::clone(&read) };
         let mut reader = self.reader(source).map_err(broken)?;
         let mut buffer = Buffer::new(BUFFER);
         let mut at = 0;
@@ -130,10 +147,48 @@ impl Packing {
             if len < buffer.len() {
                 break;
             }
+            if !goes_on(read.load(Ordering::Relaxed)) {
+                return Ok(false);
+            }
         }
         file.set_len(at).map_err(unwritten)?;
-        ImageFile::of(file, &image.path)
+        Ok(true)
     }
+}
+
+/// Returns how the file at `path` is compressed as a whole, by its first bytes; `None` when it is not.
+///
+/// # Errors
+/// The file cannot be read, or is not a regular file.
+pub fn packing(path: &Path) -> Result<Option<Packing>, Error> {
+    let image = ImageFile::open(path)?;
+    let mut start = [0; 16];
+    let len = image.len.min(start.len() as u64) as usize;
+    image.read(&mut start[..len], 0)?;
+    Ok(Packing::of(&start[..len]))
+}
+
+/// Unpacks the file at `path` into the empty file `into`, where zeroes become holes. `goes_on` hears
+/// how many bytes of the packed file are read, and says whether to go on; returns whether it did.
+///
+/// # Errors
+/// The file is not packed or is damaged, asks for too much memory, is packed twice, or `into` cannot be
+/// written.
+pub fn unpack(
+    path: &Path,
+    into: &Path,
+    goes_on: &mut dyn FnMut(u64) -> bool,
+) -> Result<bool, Error> {
+    let Some(packing) = packing(path)? else {
+        return Err(unsupported(path, "it is not packed"));
+    };
+    let file = File::options().read(true).write(true).open(into);
+    let file = file.map_err(|error| Error::io("open", error).on(into))?;
+    let done = packing.unpack_into(&ImageFile::open(path)?, &file, into, goes_on)?;
+    if done && self::packing(into)?.is_some() {
+        return Err(unsupported(path, "it is compressed twice"));
+    }
+    Ok(done)
 }
 
 /// Reads until the buffer is full or there is no more.
@@ -154,6 +209,8 @@ fn fill(reader: &mut dyn Read, buffer: &mut [u8]) -> io::Result<usize> {
 struct Sequential {
     image: ImageFile,
     at: u64,
+    /// How far it was read, for who looks on.
+    read: Arc<AtomicU64>,
 }
 
 impl Read for Sequential {
@@ -161,6 +218,7 @@ impl Read for Sequential {
         let len = (self.image.len - self.at).min(buf.len() as u64) as usize;
         self.image.read(&mut buf[..len], self.at).map_err(io::Error::other)?;
         self.at += len as u64;
+        self.read.store(self.at, Ordering::Relaxed);
         Ok(len)
     }
 }

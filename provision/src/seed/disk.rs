@@ -19,10 +19,10 @@ pub const MAX_SIZE: u64 = 64 << 20;
 /// What the file system itself takes, at least, and the step in which the disk grows.
 const STEP: u64 = 256 << 10;
 
-/// One file of a seed, in the root folder.
+/// One file of a seed.
 #[derive(Debug, Clone, Copy)]
 pub struct File<'a> {
-    /// The name, case kept.
+    /// The name, case kept; folders before it, with `/` between them, are made.
     pub name: &'a str,
     /// The content.
     pub content: &'a [u8],
@@ -50,8 +50,18 @@ static FIXED_TIME: FixedTime = FixedTime;
 /// `label` is at most 11 bytes and is written as it is, lower case included.
 ///
 /// # Errors
-/// When the files are larger than [`MAX_SIZE`] together, or a name is none that FAT can hold.
+/// When the files are larger than [`MAX_SIZE`] together, the label is none, or a name is none that FAT can hold.
 pub fn image(label: &str, files: &[File<'_>]) -> Result<Vec<u8>, SeedError> {
+    let plain = |b: u8| b.is_ascii_alphanumeric() || b == b'-' || b == b'_';
+    if !(1..=11).contains(&label.len()) || !label.bytes().all(plain) {
+        return Err(SeedError::Label { label: label.into() });
+    }
+    for File { name, .. } in files {
+        let leads_away = |part: &str| matches!(part, "" | "." | "..") || part.contains('\\');
+        if name.split('/').any(leads_away) || name.len() > 255 {
+            return Err(SeedError::FileName { name: (*name).into() });
+        }
+    }
     let size: u64 = files.iter().map(|file| file.content.len() as u64).sum();
     if size > MAX_SIZE {
         return Err(SeedError::TooLarge { size, limit: MAX_SIZE });
@@ -66,13 +76,48 @@ pub fn image(label: &str, files: &[File<'_>]) -> Result<Vec<u8>, SeedError> {
     let format = FormatVolumeOptions::new().volume_label(field).volume_id(volume_number(files));
     fatfs::format_volume(&mut disk, format).map_err(SeedError::FileSystem)?;
     disk.set_position(0);
+    make_folders(&mut disk, files).map_err(SeedError::FileSystem)?;
+    mend_folders(disk.get_mut());
+    disk.set_position(0);
     write_files(&mut disk, files).map_err(SeedError::FileSystem)?;
     Ok(disk.into_inner())
 }
 
+fn options() -> FsOptions {
+    FsOptions::new().time_provider(&FIXED_TIME).update_accessed_date(false)
+}
+
+fn make_folders(disk: &mut Cursor<Vec<u8>>, files: &[File<'_>]) -> std::io::Result<()> {
+    let system = FileSystem::new(disk, options())?;
+    for (folders, _) in files.iter().filter_map(|file| file.name.rsplit_once('/')) {
+        let mut folder = system.root_dir();
+        for part in folders.split('/') {
+            folder = folder.create_dir(part)?;
+        }
+    }
+    system.unmount()
+}
+
+/// Puts `.` and `..` into the first two entries of every folder, where the specification wants them:
+/// fatfs writes a long name before each. There is nothing on the disk yet but folders.
+fn mend_folders(disk: &mut [u8]) {
+    const ENTRY: usize = 32;
+    const LONG_NAME: u8 = 0x0f;
+    const DELETED: u8 = 0xe5;
+    for sector in disk.chunks_exact_mut(512) {
+        let is = |at: usize, name: &[u8; 11]| sector[at * ENTRY..].starts_with(name);
+        let is_long = |at: usize| sector[at * ENTRY + 11] == LONG_NAME;
+        if is_long(0) && is(1, b".          ") && is_long(2) && is(3, b"..         ") {
+            sector.copy_within(ENTRY..2 * ENTRY, 0);
+            sector.copy_within(3 * ENTRY..4 * ENTRY, ENTRY);
+            sector[2 * ENTRY] = DELETED;
+            sector[3 * ENTRY] = DELETED;
+        }
+    }
+}
+
 fn write_files(disk: &mut Cursor<Vec<u8>>, files: &[File<'_>]) -> std::io::Result<()> {
-    let options = FsOptions::new().time_provider(&FIXED_TIME).update_accessed_date(false);
-    let system = FileSystem::new(disk, options)?;
+    let system = FileSystem::new(disk, options())?;
     for file in files {
         let mut entry = system.root_dir().create_file(file.name)?;
         entry.write_all(file.content)?;
@@ -99,7 +144,8 @@ mod tests {
         });
         assert!(
             output.status.success(),
-            "{program} {arguments:?}: {}",
+            "{program} {arguments:?}: {}{}",
+            String::from_utf8_lossy(&output.stdout),
             String::from_utf8_lossy(&output.stderr)
         );
         String::from_utf8_lossy(&output.stdout).into_owned()
@@ -119,7 +165,8 @@ mod tests {
             (
                 vec![
                     File { name: "user-data", content: &long },
-                    File { name: "meta-data", content: b"x" },
+                    File { name: "openstack/latest/user_data", content: b"x" },
+                    File { name: "openstack/latest/meta_data.json", content: b"{}" },
                 ],
                 "CONFIG-2",
             ),
@@ -160,5 +207,17 @@ mod tests {
         let huge = vec![0; MAX_SIZE as usize + 1];
         let refused = image("cidata", &[File { name: "user-data", content: &huge }]);
         assert!(matches!(refused, Err(SeedError::TooLarge { .. })));
+    }
+
+    #[test]
+    fn labels_and_names_that_no_disk_can_have_are_refused() {
+        for label in ["", "twelve-chars", "a b", "é"] {
+            assert!(matches!(image(label, &[]), Err(SeedError::Label { .. })), "{label}");
+        }
+        for name in ["", "/a", "a/", "../a", "a/../b", "a//b", "a\\b"] {
+            let refused = image("seed", &[File { name, content: b"" }]);
+            assert!(matches!(refused, Err(SeedError::FileName { .. })), "{name}");
+        }
+        assert!(image("seed", &[File { name: "a:b", content: b"" }]).is_err());
     }
 }

@@ -68,10 +68,7 @@ impl NoCloud {
 
     fn meta_data(&self) -> Result<Vec<u8>, SeedError> {
         let mut text = format!("instance-id: {}\n", quoted(&self.instance_id));
-        if let Some(name) = &self.hostname {
-            if !is_host_name(name) {
-                return Err(SeedError::HostName { name: name.clone() });
-            }
+        if let Some(name) = self.checked_host_name()? {
             text.push_str(&format!("local-hostname: {}\n", quoted(name)));
         }
         if let Some(key) = &self.public_key {
@@ -80,7 +77,14 @@ impl NoCloud {
         Ok(text.into_bytes())
     }
 
-    fn vendor_data(&self) -> Result<Option<Vec<u8>>, SeedError> {
+    pub(super) fn checked_host_name(&self) -> Result<Option<&str>, SeedError> {
+        match self.hostname.as_deref() {
+            Some(name) if !is_host_name(name) => Err(SeedError::HostName { name: name.into() }),
+            name => Ok(name),
+        }
+    }
+
+    pub(super) fn vendor_data(&self) -> Result<Option<Vec<u8>>, SeedError> {
         let (Some(user), Some(key)) = (&self.user, &self.public_key) else {
             return Ok(self.vendor_data.clone());
         };
@@ -147,4 +151,4 @@ pub(crate) fn is_user_name(name: &str) -> bool {
 
 #[cfg(test)]
 #[path = "nocloud_tests.rs"]
-mod tests;
+pub(super) mod tests;

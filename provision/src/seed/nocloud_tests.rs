@@ -5,10 +5,10 @@ use std::process::Command;
 
 use super::*;
 
-const KEY: &str =
+pub(in crate::seed) const KEY: &str =
     "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIGJ1aWxkIGtleSBvZiBhIHRlc3QsIG5vIHNlY3JldCE kvmbake-7";
 
-fn seed(user_data: &[u8]) -> NoCloud {
+pub(in crate::seed) fn seed(user_data: &[u8]) -> NoCloud {
     NoCloud {
         instance_id: "kvmbake-7".into(),
         hostname: Some("web-1".into()),

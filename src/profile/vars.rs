@@ -1,0 +1,338 @@
+//! The variables of a profile: those of `[vars]`, those of the environment, and what the profile says
+//! elsewhere. A value is looked up when a string names it; those of `[vars]` may name others.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use toml::Spanned;
+use toml::de::{DeTable, DeValue};
+
+use super::given::{self, Given, Origin};
+use super::reader::{Faults, Reader, nearest};
+use super::template::{self, Piece};
+use super::units;
+use crate::calendar::rfc3339;
+use crate::secret::SHORTEST;
+
+/// What the profile knows without `[vars]`.
+const BUILT_IN: [&str; 4] = ["build.name", "build.time", "build.dir", "image.size"];
+
+/// The variables of one profile.
+pub struct Scope<'t> {
+    root: &'t DeTable<'t>,
+    given: &'t Given,
+    folder: PathBuf,
+    /// What is being looked up, so that what names itself is noticed.
+    active: RefCell<Vec<String>>,
+    /// What is known; `None` for what is at fault and was told.
+    known: RefCell<BTreeMap<String, Option<String>>>,
+}
+
+/// One entry of `[vars]`.
+#[derive(Default)]
+struct Definition {
+    default: Option<(String, Range<usize>)>,
+    env: Option<String>,
+    file: Option<String>,
+    secret: bool,
+}
+
+impl<'t> Scope<'t> {
+    /// Makes the variables of the profile `root` in `folder`.
+    pub fn new(root: &'t DeTable<'t>, folder: &Path, given: &'t Given) -> Scope<'t> {
+        let folder = std::path::absolute(folder).unwrap_or_else(|_| folder.into());
+        Scope { root, given, folder, active: RefCell::default(), known: RefCell::default() }
+    }
+
+    /// Looks at all of `[vars]`, so that everything that lacks a value is told at once.
+    pub fn check(&self, faults: &Faults<'_>) {
+        let names: Vec<&str> = self.own().map(|(name, _, _)| name).collect();
+        for (name, span, _) in self.own() {
+            if !template::is_name(name) || name.contains('.') {
+                let message =
+                    format!("`{name}` in [vars] is no name: letters, digits, `_` and `-`");
+                faults.add(&span, message, None);
+            } else {
+                self.lookup(name, &span, faults);
+            }
+        }
+        let place = self.vars().map_or(0..0, |vars| vars.span());
+        for name in self.given.names().filter(|name| !names.contains(name)) {
+            let from = match self.given.value(name) {
+                Some((_, Origin::File(path))) => path.display().to_string(),
+                _ => "The command line".into(),
+            };
+            let hint = nearest(name, names.iter().copied());
+            faults.add(
+                &place,
+                format!("{from} sets `{name}`, which [vars] does not have"),
+                hint.map(|known| format!("Did you mean `{known}`?")),
+            );
+        }
+    }
+
+    /// Puts the variables into `text`, which stands at `span`. `None` when one is at fault, which is
+    /// told then.
+    pub fn expand(&self, text: &str, span: &Range<usize>, faults: &Faults<'_>) -> Option<String> {
+        if !text.contains("{{") {
+            return Some(text.to_string());
+        }
+        let place = |opening: usize| {
+            let raw = faults.raw(span);
+            let at = template::place(raw, opening)?;
+            let length = raw[at..].find("}}").map_or(2, |end| end + 2);
+            Some(span.start + at..span.start + at + length)
+        };
+        let pieces = match template::pieces(text) {
+            Ok(pieces) => pieces,
+            Err(misplaced) => {
+                let place = place(misplaced.opening).unwrap_or(span.clone());
+                let hint = "Write `{{{{` for two braces that stand for themselves".to_string();
+                faults.add(&place, misplaced.message, Some(hint));
+                return None;
+            }
+        };
+        let mut whole = Some(String::new());
+        for (piece, opening) in pieces {
+            let found = match piece {
+                Piece::Text(text) => Some(text.to_string()),
+                Piece::Name(name) => {
+                    let place = place(opening).unwrap_or(span.clone());
+                    self.lookup(name, &place, faults)
+                }
+            };
+            whole = whole.zip(found).map(|(whole, found)| whole + &found);
+        }
+        whole
+    }
+
+    fn lookup(&self, name: &str, span: &Range<usize>, faults: &Faults<'_>) -> Option<String> {
+        if let Some(known) = self.known.borrow().get(name) {
+            return known.clone();
+        }
+        if self.active.borrow().iter().any(|active| active == name) {
+            let chain = self.active.borrow().join(" → ");
+            faults.add(span, format!("`{name}` needs itself: {chain} → {name}"), None);
+            return None;
+        }
+        self.active.borrow_mut().push(name.to_string());
+        let found = self.find(name, span, faults);
+        self.active.borrow_mut().pop();
+        self.known.borrow_mut().insert(name.to_string(), found.clone());
+        found
+    }
+
+    fn find(&self, name: &str, span: &Range<usize>, faults: &Faults<'_>) -> Option<String> {
+        if let Some((_, place, value)) = self.own().find(|(own, _, _)| *own == name) {
+            return self.value_of(name, &place, value, faults);
+        }
+        if let Some(variable) = name.strip_prefix("env.") {
+            let found = (self.given.environment)(variable);
+            if found.is_none() {
+                faults.add(span, format!("The environment has no variable {variable}"), None);
+            }
+            return found;
+        }
+        match name {
+            "build.name" => self.in_image("name", span, faults),
+            "build.time" => Some(rfc3339(self.time())),
+            "build.dir" => Some(self.folder.to_string_lossy().into_owned()),
+            "image.size" => {
+                let text = self.in_image("size", span, faults)?;
+                // What is no size is told where it stands.
+                units::parse_size(&text).ok().map(|bytes| bytes.to_string())
+            }
+            _ => {
+                let known = self.own().map(|(name, _, _)| name).chain(BUILT_IN);
+                let hint = match nearest(name, known) {
+                    Some(known) => format!("Did you mean `{known}`?"),
+                    None => format!(
+                        "[vars] defines variables; built in are {}, and env.NAME",
+                        BUILT_IN.join(", ")
+                    ),
+                };
+                faults.add(span, format!("There is no variable `{name}`"), Some(hint));
+                None
+            }
+        }
+    }
+
+    /// The value of an entry of `[vars]`: the command line's, a file's, the environment's, its own.
+    fn value_of(
+        &self,
+        name: &str,
+        place: &Range<usize>,
+        value: &'t Spanned<DeValue<'t>>,
+        faults: &Faults<'_>,
+    ) -> Option<String> {
+        let definition = self.definition(name, value, faults)?;
+        let found = match self.given.value(name) {
+            Some((_, Origin::CommandLine)) if definition.secret => {
+                faults.add(
+                    place,
+                    format!("`{name}` is secret, and a command line is not"),
+                    Some("Give it in the environment, in a file, or by --var-file".into()),
+                );
+                return None;
+            }
+            Some((given, _)) => Some(given.clone()),
+            None => self.own_value(name, place, &definition, faults)?,
+        };
+        let Some(found) = found else {
+            let from =
+                definition.env.map(|env| format!(", or the variable {env} in the environment"));
+            let hint = if definition.secret {
+                format!("Give it by --var-file{}", from.unwrap_or_default())
+            } else {
+                format!("Give it by --var {name}=…{}", from.unwrap_or_default())
+            };
+            faults.add(place, format!("The variable `{name}` has no value"), Some(hint));
+            return None;
+        };
+        if definition.secret {
+            if found.len() < SHORTEST {
+                let message = format!("The secret `{name}` has fewer than {SHORTEST} characters");
+                faults.add(place, message, Some("It could not be hidden in what is shown".into()));
+                return None;
+            }
+            self.given.secrets.add(&found);
+        }
+        Some(found)
+    }
+
+    /// Outer `None` for a fault that was told, inner `None` for no value.
+    fn own_value(
+        &self,
+        name: &str,
+        place: &Range<usize>,
+        definition: &Definition,
+        faults: &Faults<'_>,
+    ) -> Option<Option<String>> {
+        let env = definition.env.as_deref();
+        if let Some(found) = env.and_then(|env| (self.given.environment)(env)) {
+            return Some(Some(found));
+        }
+        if let Some(file) = &definition.file {
+            let path = self.folder.join(file);
+            return match given::read(&path) {
+                Ok(text) => Some(Some(text.strip_suffix('\n').unwrap_or(&text).to_string())),
+                Err(error) => {
+                    let message = format!("Cannot read {} for `{name}`: {error}", path.display());
+                    faults.add(place, message, None);
+                    None
+                }
+            };
+        }
+        match &definition.default {
+            Some((text, span)) => self.expand(text, span, faults).map(Some),
+            None => Some(None),
+        }
+    }
+
+    fn definition(
+        &self,
+        name: &str,
+        value: &'t Spanned<DeValue<'t>>,
+        faults: &Faults<'_>,
+    ) -> Option<Definition> {
+        let mut definition = Definition::default();
+        let Some(table) = value.get_ref().as_table() else {
+            let Some(text) = scalar(value) else {
+                let kind = value.get_ref().type_str();
+                let message = format!(
+                    "`{name}` in [vars] must be a text, a number, true, false or a table, not {kind}"
+                );
+                faults.add(&value.span(), message, None);
+                return None;
+            };
+            definition.default = Some((text, value.span()));
+            return Some(definition);
+        };
+        let reader = Reader::new(table, value.span(), format!("[vars] {name}"), faults);
+        definition.secret = reader.bool("secret").unwrap_or(false);
+        let text = |key: &'static str| {
+            let value = reader.value(key)?;
+            let text = value.get_ref().as_str();
+            if text.is_none() {
+                reader.fault(
+                    &value.span(),
+                    format!("`{key}` of `{name}` in [vars] must be a string"),
+                );
+            }
+            text.map(str::to_string)
+        };
+        definition.env = text("env");
+        definition.file = text("file");
+        text("description");
+        if let Some(value) = reader.value("default") {
+            match scalar(value) {
+                Some(_) if definition.secret => reader.fault_with_hint(
+                    &value.span(),
+                    format!("The secret `{name}` has its value in the profile"),
+                    "A secret comes from `env`, from a `file`, or by --var-file",
+                ),
+                Some(text) => definition.default = Some((text, value.span())),
+                None => reader.fault(
+                    &value.span(),
+                    format!(
+                        "`default` of `{name}` in [vars] must be a text, a number, true or false"
+                    ),
+                ),
+            }
+        }
+        reader.finish();
+        Some(definition)
+    }
+
+    /// The string or number that `[image]` has for `key`.
+    fn in_image(&self, key: &str, span: &Range<usize>, faults: &Faults<'_>) -> Option<String> {
+        let value = get(self.root, "image").and_then(|image| get(image.get_ref().as_table()?, key));
+        let Some(text) = value.and_then(|value| value.get_ref().as_str()) else {
+            faults.add(span, format!("[image] says no `{key}`"), None);
+            return None;
+        };
+        let value_span = value.map_or(span.clone(), |value| value.span());
+        self.expand(text, &value_span, faults)
+    }
+
+    /// `SOURCE_DATE_EPOCH` stands for now where builds are to be the same again.
+    fn time(&self) -> SystemTime {
+        let epoch = (self.given.environment)("SOURCE_DATE_EPOCH");
+        let epoch = epoch.and_then(|text| text.parse().ok()).map(Duration::from_secs);
+        epoch.and_then(|since| SystemTime::UNIX_EPOCH.checked_add(since)).unwrap_or(self.given.time)
+    }
+
+    fn vars(&self) -> Option<&'t Spanned<DeValue<'t>>> {
+        get(self.root, "vars")
+    }
+
+    fn own(&self) -> impl Iterator<Item = (&'t str, Range<usize>, &'t Spanned<DeValue<'t>>)> {
+        let table = self.vars().and_then(|vars| vars.get_ref().as_table());
+        let entries = table.into_iter().flat_map(|table| table.iter());
+        entries.map(|(key, value)| (key.get_ref().as_ref(), key.span(), value))
+    }
+}
+
+fn get<'t>(table: &'t DeTable<'t>, key: &str) -> Option<&'t Spanned<DeValue<'t>>> {
+    table.iter().find(|(known, _)| known.get_ref() == key).map(|(_, value)| value)
+}
+
+/// A text, or a number or a boolean as text.
+fn scalar(value: &Spanned<DeValue<'_>>) -> Option<String> {
+    let value = value.get_ref();
+    value
+        .as_str()
+        .map(str::to_string)
+        .or_else(|| value.as_bool().map(|value| value.to_string()))
+        .or_else(|| {
+            let number = value.as_integer()?;
+            i64::from_str_radix(number.as_str(), number.radix()).ok().map(|n| n.to_string())
+        })
+}
+
+#[cfg(test)]
+#[path = "vars_tests.rs"]
+mod tests;
