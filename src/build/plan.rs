@@ -23,7 +23,7 @@ use crate::checksum::{self, Checksum};
 use crate::error::{Error, with_causes};
 use crate::profile::units::Size;
 use crate::profile::{self, BaseSource, Fault, Given, Named, Profile, Run, SeedKind, Text};
-use crate::report::Report;
+use crate::report::{Event, Report, Stage};
 
 /// Largest profile, user-data or key; anything beyond is not what it is taken for.
 const TEXT_LIMIT: u64 = 4 << 20;
@@ -70,6 +70,10 @@ impl Plan {
         let text = read_profile(path)?;
         let profile =
             Profile::parse_with(profile::Source::new(path, text), given).map_err(Error::profile)?;
+        for title in &profile.left_out {
+            let text = format!("`{title}` is left out: its `when` does not hold");
+            report.event(Event::Note { stage: Stage::Step, text: &text });
+        }
         let mut faults = Vec::new();
         let seed = Texts::read(&profile.seed, &mut faults);
         // What cannot be made is told before the build has begun; the key and the name are the build's.

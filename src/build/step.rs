@@ -48,6 +48,8 @@ pub fn shell_step(step: &profile::Step) -> ShellStep {
             .map(|words| words.split_whitespace().map(str::to_string).collect()),
         expect: shell.expect.clone(),
         timeout: shell.timeout,
+        retries: shell.retries,
+        retry_delay: shell.retry_delay,
         // Any step may reboot the guest; whether it did, the machine tells.
         may_reboot: true,
         ..ShellStep::new(source)

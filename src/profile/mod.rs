@@ -1,6 +1,7 @@
 //! `profile.toml`: what to bake. This module knows the keys, their types and defaults, and what
 //! can be said about them from the text alone; [`crate::build::plan`] looks at the files they name.
 
+mod condition;
 mod given;
 mod output;
 mod reader;
@@ -32,6 +33,8 @@ use crate::secret::Secrets;
 const MINIMUM_MEMORY: u64 = 128 << 20;
 const DEFAULT_MEMORY: u64 = 1 << 30;
 const MAXIMUM_CPUS: i64 = 64;
+const MAXIMUM_RETRIES: i64 = 100;
+const DEFAULT_RETRY_DELAY: Duration = Duration::from_secs(1);
 /// The label of a disk with plain files.
 const DEFAULT_LABEL: &str = "SEED";
 const DEFAULT_SSH_TIMEOUT: Duration = Duration::from_secs(300);
@@ -55,8 +58,10 @@ pub struct Profile {
     pub net: Net,
     /// `[cache]`
     pub cache: Cache,
-    /// `[[step]]`
+    /// `[[step]]`, but for those that are left out
     pub steps: Vec<Step>,
+    /// The titles of steps whose `when` does not hold
+    pub left_out: Vec<String>,
     /// `[[output]]`
     pub outputs: Vec<Output>,
     /// The secrets among its variables.
@@ -284,6 +289,10 @@ pub struct Shell {
     pub expect: Vec<i32>,
     /// How long one command or script may take.
     pub timeout: Option<Duration>,
+    /// How often the step is run again when it fails.
+    pub retries: u32,
+    /// How long to wait before that.
+    pub retry_delay: Duration,
 }
 
 /// What a shell step runs.
@@ -369,13 +378,27 @@ struct Parts {
     net: Net,
     cache: Cache,
     steps: Vec<Step>,
+    left_out: Vec<String>,
     outputs: Vec<Output>,
 }
 
 impl Parts {
     fn into_profile(self, source: Source, secrets: Secrets) -> Profile {
-        let Parts { image, machine, boot, seed, ssh, net, cache, steps, outputs } = self;
-        Profile { source, image, machine, boot, seed, ssh, net, cache, steps, outputs, secrets }
+        let Parts { image, machine, boot, seed, ssh, net, cache, steps, left_out, outputs } = self;
+        Profile {
+            source,
+            image,
+            machine,
+            boot,
+            seed,
+            ssh,
+            net,
+            cache,
+            steps,
+            left_out,
+            outputs,
+            secrets,
+        }
     }
 }
 
@@ -401,12 +424,18 @@ impl Context<'_> {
         let ssh = self.ssh(root.table("ssh"));
         let net = self.net(root.table("net"));
         let cache = cache(root.table("cache"));
-        let steps =
-            root.tables("step").into_iter().filter_map(|reader| self.step(reader)).collect();
+        let (mut steps, mut left_out) = (Vec::new(), Vec::new());
+        for (step, held) in root.tables("step").into_iter().filter_map(|one| self.step(one)) {
+            match held {
+                true => steps.push(step),
+                false => left_out.push(step.title),
+            }
+        }
         let image = image.flatten();
         let outputs = self.outputs(root, image.as_ref().map_or("image", |image| &image.name));
         let image = image?;
-        Some(Parts { image, machine, boot, seed, ssh: ssh?, net, cache, steps, outputs })
+        let ssh = ssh?;
+        Some(Parts { image, machine, boot, seed, ssh, net, cache, steps, left_out, outputs })
     }
 
     fn named<T>(&self, at: At<T>) -> Named<T> {
@@ -668,7 +697,8 @@ impl Context<'_> {
         net
     }
 
-    fn step(&self, reader: Reader<'_, '_>) -> Option<Step> {
+    /// Reads a step, and whether it is to be done.
+    fn step(&self, reader: Reader<'_, '_>) -> Option<(Step, bool)> {
         let name = reader.string("name");
         let value = reader.value("shell");
         let shell = match value {
@@ -689,11 +719,13 @@ impl Context<'_> {
         if let (Some(max_age), false) = (&max_age, cache) {
             reader.fault(&max_age.span, "A step with `cache = false` has no `max_age`");
         }
+        let held = reader.condition("when").unwrap_or(true);
         reader.finish();
         let shell = shell?;
         let title = name.map_or_else(|| shell.title(self.secrets), |at| at.value);
         let title = self.secrets.redact(&title).into_owned();
-        Some(Step { title, shell, cache, max_age: max_age.map(|at| at.value), place })
+        let max_age = max_age.map(|at| at.value);
+        Some((Step { title, shell, cache, max_age, place }, held))
     }
 
     fn shell(&self, reader: Reader<'_, '_>) -> Option<Shell> {
@@ -734,6 +766,11 @@ impl Context<'_> {
                 |codes| codes.into_iter().map(|code| code as i32).collect(),
             ),
             timeout: reader.duration("timeout").map(|at| at.value),
+            retries: reader
+                .integer("retries", 0..=MAXIMUM_RETRIES)
+                .and_then(|at| u32::try_from(at.value).ok())
+                .unwrap_or(0),
+            retry_delay: reader.duration("retry_delay").map_or(DEFAULT_RETRY_DELAY, |at| at.value),
         };
         reader.finish();
         Some(shell)
@@ -773,6 +810,8 @@ impl Shell {
             interpreter: None,
             expect,
             timeout: None,
+            retries: 0,
+            retry_delay: DEFAULT_RETRY_DELAY,
         }
     }
 

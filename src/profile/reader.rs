@@ -10,6 +10,7 @@ use std::time::Duration;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
+use super::condition;
 use super::source::{Fault, Source};
 use super::units;
 use super::vars::Scope;
@@ -224,6 +225,25 @@ impl<'t, 's> Reader<'t, 's> {
             _ => {
                 let (low, high) = range.into_inner();
                 self.fault(&value.span(), format!("`{key}` must be between {low} and {high}"));
+                None
+            }
+        }
+    }
+
+    /// Reads a condition on variables, and says whether it holds.
+    pub fn condition(&self, key: &'static str) -> Option<bool> {
+        let value = self.value(key)?;
+        let Some(text) = value.get_ref().as_str() else {
+            self.wrong_type(key, value, "a string");
+            return None;
+        };
+        let scope = self.scope?;
+        let mut lookup = |name: &str| scope.lookup(name, &value.span(), self.faults);
+        match condition::holds(text, &mut lookup) {
+            Ok(held) => held,
+            Err(message) => {
+                let message = format!("`{key}` is no condition: {message}");
+                self.fault_with_hint(&value.span(), message, "Write for example \"role == 'web'\"");
                 None
             }
         }

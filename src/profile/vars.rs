@@ -109,7 +109,9 @@ impl<'t> Scope<'t> {
         whole
     }
 
-    fn lookup(&self, name: &str, span: &Range<usize>, faults: &Faults<'_>) -> Option<String> {
+    /// Returns the value of a variable that is named at `span`. `None` when it is at fault, which is told
+    /// then.
+    pub fn lookup(&self, name: &str, span: &Range<usize>, faults: &Faults<'_>) -> Option<String> {
         if let Some(known) = self.known.borrow().get(name) {
             return known.clone();
         }

@@ -164,3 +164,19 @@ fn a_variable_changes_only_the_steps_that_name_it() {
     assert_eq!(shown(&one, 0), shown(&two, 0));
     assert_ne!(shown(&one, 1), shown(&two, 1));
 }
+
+#[test]
+fn a_step_whose_condition_does_not_hold_is_left_out() {
+    let middle = "[vars]\nrole = \"web\"\n\
+        [[step]]\nname = \"one\"\nwhen = \"role == 'db'\"\nshell = \"x\"\n\
+        [[step]]\nname = \"two\"\nwhen = \"role == 'web' and env.HOME\"\nshell = \"x\"\n";
+    let profile = parse(middle, &given()).unwrap();
+    assert_eq!((profile.steps.len(), profile.steps[0].title.as_str()), (1, "two"));
+    assert_eq!(profile.left_out, ["one"]);
+    for (when, message) in [("rloe == 'x'", "no variable `rloe`"), ("role =", "is no condition")] {
+        let middle = format!("[vars]\nrole = \"x\"\n[[step]]\nwhen = \"{when}\"\nshell = \"x\"\n");
+        let faults = parse(&middle, &given()).unwrap_err();
+        assert!(faults[0].message.contains(message), "{faults:?}");
+        assert_eq!(faults[0].place.line, 8);
+    }
+}

@@ -48,6 +48,10 @@ pub struct ShellStep {
     pub expect: Vec<i32>,
     /// How long the step may take, all its scripts together.
     pub timeout: Option<Duration>,
+    /// How often it is run again when it fails or takes too long.
+    pub retries: u32,
+    /// How long to wait before it is run again.
+    pub retry_delay: Duration,
     /// Whether the guest may leave during the step, because it reboots. A last inline command that says `reboot` in
     /// one of the usual ways implies it.
     pub may_reboot: bool,
@@ -64,6 +68,8 @@ impl ShellStep {
             shell: None,
             expect: vec![0],
             timeout: None,
+            retries: 0,
+            retry_delay: Duration::ZERO,
             may_reboot: false,
         }
     }
@@ -255,12 +261,29 @@ impl Step for ShellStep {
 
     fn run<'a>(&'a self, guest: &'a Guest, log: &'a mut dyn Log) -> StepFuture<'a> {
         Box::pin(async move {
-            match &self.source {
-                ShellSource::Inline(commands) => self.run_inline(commands, guest, log).await,
-                ShellSource::Scripts(paths) => self.run_scripts(paths, guest, log).await,
+            let mut left = self.retries;
+            loop {
+                let result = match &self.source {
+                    ShellSource::Inline(commands) => self.run_inline(commands, guest, log).await,
+                    ShellSource::Scripts(paths) => self.run_scripts(paths, guest, log).await,
+                };
+                match result {
+                    Err(error) if left > 0 && may_be_tried_again(&error) => {
+                        let tries = if left == 1 { "once more" } else { "again" };
+                        log.note(&format!("{error}; it is tried {tries}"));
+                        left -= 1;
+                        tokio::time::sleep(self.retry_delay).await;
+                    }
+                    result => return result,
+                }
             }
         })
     }
+}
+
+/// Whether the guest is still there, with nothing of the step running in it.
+fn may_be_tried_again(error: &StepError) -> bool {
+    matches!(error, StepError::Failed { .. } | StepError::TimedOut { ended: true, .. })
 }
 
 /// Reads a script and finds what the guest would stumble over.

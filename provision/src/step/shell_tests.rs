@@ -215,3 +215,32 @@ fn titles_are_one_line() {
     assert_eq!(inline(&["echo a\necho b", "x"]).title(), "shell: echo a… (and 1 more)");
     assert_eq!(scripts(&["a.sh", "b.sh"]).title(), "shell: a.sh, b.sh");
 }
+
+#[tokio::test]
+async fn a_step_is_tried_again_as_often_as_it_says_and_no_more() {
+    let sshd = Sshd::new();
+    let (guest, _server) = guest(&sshd).await;
+    let count = sshd.folder.path().join("count");
+    let text = format!("echo x >> {0}; test $(wc -l < {0}) -ge 3", count.display());
+    let mut step = inline(&[&text]);
+    step.retries = 1;
+    let mut log = Record::default();
+    let error = step.run(&guest, &mut log).await.expect_err("failed");
+    assert_eq!((error.exit_code(), log.notes.len()), (Some(1), 1));
+    assert!(log.notes[0].contains("once more"), "{:?}", log.notes);
+    fs::remove_file(&count).expect("remove");
+    step.retries = 5;
+    step.run(&guest, &mut ()).await.expect("done");
+    assert_eq!(fs::read_to_string(&count).expect("count"), "x\nx\nx\n");
+}
+
+#[tokio::test]
+async fn a_step_that_hangs_is_tried_again_after_its_time() {
+    let sshd = Sshd::new();
+    let (guest, _server) = guest(&sshd).await;
+    let mark = sshd.folder.path().join("mark");
+    let text = format!("test -e {0} && exit 0; touch {0}; sleep 600", mark.display());
+    let mut step = inline(&[&text]);
+    (step.retries, step.timeout) = (1, Some(Duration::from_secs(2)));
+    step.run(&guest, &mut ()).await.expect("done");
+}
