@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use super::cancel::Cancel;
 use crate::cache::{Base, Cache, CacheError, Origin, Unpack};
 use crate::checksum::{self, Algorithm, Checksum};
-use crate::error::{Blame, Error};
+use crate::error::{Blame, Error, with_causes};
 use crate::fetch::{
     Arrived, Checked, Client, Condition, Download, FetchError, Told, Url, find_sum,
 };
@@ -304,11 +304,7 @@ impl Getter {
             return Error::interrupted();
         }
         let mut failed = Error::input(message);
-        for failure in failures {
-            let cause = std::error::Error::source(failure);
-            let cause = cause.map_or_else(String::new, |cause| format!(": {cause}"));
-            failed.causes.push(format!("{failure}{cause}"));
-        }
+        failed.causes = failures.iter().map(|failure| with_causes(failure)).collect();
         let wrong = failures.iter().any(|error| matches!(error, FetchError::Wrong { .. }));
         if wrong {
             let hint =

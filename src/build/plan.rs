@@ -56,8 +56,8 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// Reads the profile at `path` with what it is `given`, looks at everything it names, and gets the base image when it is
-    /// not on this host yet.
+    /// Reads the profile at `path` with what it is `given`, looks at everything it names, and gets the
+    /// base image when it is not on this host yet.
     ///
     /// # Errors
     /// The faults found, each with its place in the profile; the base cannot be had.
