@@ -168,8 +168,8 @@ impl Dhcp {
         let (to, mac) = self.reply_to(&request, reply, station);
         outbox
             .queue_udp_to(
-                (self.config.gateway, SERVER_PORT),
-                (to, CLIENT_PORT),
+                (self.config.gateway.into(), SERVER_PORT),
+                (to.into(), CLIENT_PORT),
                 mac,
                 MAX_LEN,
                 |buf| Some(self.write(buf, &request, reply)),

@@ -1,6 +1,6 @@
 use super::*;
 use crate::outbox::Addresses;
-use crate::wire::{ipv4, udp};
+use crate::wire::{ip, udp};
 
 const MAC: Mac = [0x52, 0x54, 0, 0x12, 0x34, 0x56];
 const GUEST: [u8; 4] = [10, 0, 2, 15];
@@ -13,7 +13,7 @@ struct Server {
 /// A reply as it arrived.
 struct Reply {
     eth_dst: Mac,
-    dst: Ipv4Addr,
+    dst: std::net::IpAddr,
     bytes: Vec<u8>,
 }
 
@@ -52,7 +52,7 @@ impl Server {
     fn send(&mut self, bytes: &[u8]) -> (Result<Outcome, DropReason>, Option<Reply>) {
         let outcome = self.dhcp.push(bytes, &MAC, &mut self.outbox);
         let reply = self.outbox.take(|frame, _| {
-            let packet = ipv4::Packet::read(&frame[14..]).unwrap();
+            let packet = ip::Packet::read(&frame[14..]).unwrap();
             assert!(packet.has_valid_transport_checksum());
             let datagram = udp::Datagram::read(packet.payload()).unwrap();
             assert_eq!((datagram.src_port, datagram.dst_port), (67, 68));
@@ -94,7 +94,7 @@ fn discover_is_offered_the_guest_s_address_with_all_options() {
     let reply = reply.unwrap();
     assert_eq!(outcome, Ok(Outcome::Offered));
     assert_eq!(reply.kind(), message::OFFER);
-    assert_eq!((reply.eth_dst, reply.dst), (MAC, Ipv4Addr::from(GUEST)));
+    assert_eq!((reply.eth_dst, reply.dst), (MAC, Ipv4Addr::from(GUEST).into()));
     assert_eq!(reply.bytes[4..8], [0xde, 0xad, 0xbe, 0xef]);
     assert_eq!(reply.bytes[16..20], GUEST);
     let expected: [(u8, &[u8]); 12] = [
@@ -122,7 +122,7 @@ fn a_client_that_cannot_take_unicast_yet_is_answered_by_broadcast() {
     let mut bytes = request(1, [0; 4], &[]);
     bytes[10] = 0x80;
     let reply = server.send(&bytes).1.unwrap();
-    assert_eq!((reply.eth_dst, reply.dst), (ethernet::BROADCAST, Ipv4Addr::BROADCAST));
+    assert_eq!((reply.eth_dst, reply.dst), (ethernet::BROADCAST, Ipv4Addr::BROADCAST.into()));
 }
 
 #[test]
@@ -136,7 +136,7 @@ fn request_and_renewal_are_acknowledged() {
     let (outcome, reply) = server.send(&request(3, GUEST, &[]));
     let reply = reply.unwrap();
     assert_eq!(outcome, Ok(Outcome::Acknowledged));
-    assert_eq!((reply.kind(), reply.dst), (message::ACK, Ipv4Addr::from(GUEST)));
+    assert_eq!((reply.kind(), reply.dst), (message::ACK, Ipv4Addr::from(GUEST).into()));
 }
 
 #[test]
@@ -146,7 +146,7 @@ fn a_request_for_another_address_is_refused_aloud() {
     let (outcome, reply) = server.send(&request(3, [0; 4], &[(option::REQUESTED, &wrong)]));
     let reply = reply.unwrap();
     assert_eq!(outcome, Ok(Outcome::Refused));
-    assert_eq!((reply.kind(), reply.dst), (message::NAK, Ipv4Addr::BROADCAST));
+    assert_eq!((reply.kind(), reply.dst), (message::NAK, Ipv4Addr::BROADCAST.into()));
     assert_eq!(reply.option(option::LEASE), None);
 }
 

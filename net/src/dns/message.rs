@@ -85,6 +85,20 @@ impl Query {
     }
 }
 
+/// Returns a name as it is on the wire, without compression (RFC 1035, section 3.1).
+///
+/// Labels are those of names that a configuration has checked; longer ones are cut.
+pub(crate) fn encode_name(name: &str) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(name.len() + 2);
+    for label in name.split('.').filter(|label| !label.is_empty()) {
+        let label = &label.as_bytes()[..label.len().min(usize::from(MAX_LABEL))];
+        bytes.push(label.len() as u8);
+        bytes.extend(label);
+    }
+    bytes.push(0);
+    bytes
+}
+
 /// Returns where the first question ends.
 fn question_end(bytes: &[u8]) -> Option<usize> {
     let mut at = HEADER_LEN;

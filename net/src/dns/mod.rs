@@ -12,7 +12,7 @@ pub(crate) mod resolvers;
 
 use std::collections::VecDeque;
 use std::io;
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 use std::os::fd::AsFd;
 
 use crate::config::Resolvers;
@@ -23,7 +23,7 @@ use crate::outbox::Outbox;
 use crate::policy::DNS_PORT;
 use crate::slab::{Slab, Slot};
 use crate::timers::{Micros, Timers};
-use crate::wire::{ipv4, udp};
+use crate::wire::{ip, udp};
 
 use message::{Query, Rcode};
 use resolvers::ResolverList;
@@ -35,12 +35,20 @@ const ROUNDS: usize = 2;
 
 #[derive(Debug)]
 struct Pending {
-    guest_port: u16,
+    client: Client,
     query: Query,
     socket: Socket,
     /// Attempts made, which is also the place in the list of resolvers.
     attempts: usize,
     queued: bool,
+}
+
+/// Who asks, and whom.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Client {
+    pub(crate) guest: (IpAddr, u16),
+    /// The name server's address that was asked.
+    pub(crate) server: IpAddr,
 }
 
 /// The queries under way.
@@ -51,21 +59,19 @@ pub(crate) struct Dns {
     resolvers: ResolverList,
     /// Queries whose sockets may hold an answer.
     backlog: VecDeque<Slot>,
-    address: Ipv4Addr,
     limit: usize,
-    max_payload: usize,
+    mtu: usize,
 }
 
 impl Dns {
-    pub(crate) fn new(address: Ipv4Addr, from: Resolvers, limit: usize, mtu: u16) -> Dns {
+    pub(crate) fn new(from: Resolvers, limit: usize, mtu: u16) -> Dns {
         Dns {
             pending: Slab::new(),
             timers: Timers::default(),
             resolvers: ResolverList::new(from),
             backlog: VecDeque::new(),
-            address,
             limit,
-            max_payload: usize::from(mtu) - ipv4::HEADER_LEN - udp::HEADER_LEN,
+            mtu: usize::from(mtu),
         }
     }
 
@@ -74,28 +80,28 @@ impl Dns {
         self.resolvers.current()
     }
 
-    /// Takes a query from the guest's port `guest_port`.
+    /// Takes a query.
     pub(crate) fn push(
         &mut self,
         payload: &[u8],
-        guest_port: u16,
+        client: Client,
         poller: &Poller,
         outbox: &mut Outbox,
         now: Micros,
     ) -> Result<(), DropReason> {
         let query = Query::read(payload).ok_or(DropReason::BadDns)?;
         if self.pending.len() >= self.limit {
-            self.answer(outbox, guest_port, &query, Rcode::ServerFailure);
+            self.answer(outbox, client, &query, Rcode::ServerFailure);
             return Err(DropReason::NoRoom);
         }
-        self.attempt(guest_port, query, 0, poller, outbox, now);
+        self.attempt(client, query, 0, poller, outbox, now);
         Ok(())
     }
 
     /// Asks the next resolver that can be asked at all, or gives up.
     fn attempt(
         &mut self,
-        guest_port: u16,
+        client: Client,
         query: Query,
         mut attempts: usize,
         poller: &Poller,
@@ -113,25 +119,20 @@ impl Dns {
                 Ok(socket)
             });
             if let Ok(socket) = sent {
-                let slot = self.pending.insert(Pending {
-                    guest_port,
-                    query,
-                    socket,
-                    attempts,
-                    queued: false,
-                });
+                let slot =
+                    self.pending.insert(Pending { client, query, socket, attempts, queued: false });
                 self.timers.set(slot, Some(now + PATIENCE));
                 return;
             }
         }
-        self.answer(outbox, guest_port, &query, Rcode::ServerFailure);
+        self.answer(outbox, client, &query, Rcode::ServerFailure);
     }
 
     /// Answers a query ourselves.
-    fn answer(&self, outbox: &mut Outbox, guest_port: u16, query: &Query, rcode: Rcode) {
-        let from = (self.address, DNS_PORT);
+    fn answer(&self, outbox: &mut Outbox, client: Client, query: &Query, rcode: Rcode) {
+        let from = (client.server, DNS_PORT);
         // Without room the guest asks again.
-        let _ = outbox.queue_udp(from, guest_port, query.answer_len(), |payload| {
+        let _ = outbox.queue_udp(from, client.guest, query.answer_len(), |payload| {
             query.write_answer(payload, rcode);
             Some(query.answer_len())
         });
@@ -149,7 +150,7 @@ impl Dns {
 
     /// Moves answers from the resolvers to the outbox, as far as it has room.
     pub(crate) fn receive(&mut self, poller: &Poller, outbox: &mut Outbox, now: Micros) {
-        while outbox.has_room(self.max_payload + 64) {
+        while outbox.has_room(self.mtu + 64) {
             let Some(slot) = self.backlog.pop_front() else {
                 return;
             };
@@ -158,8 +159,9 @@ impl Dns {
             };
             pending.queued = false;
             let mut received = Ok(0);
-            let from = (self.address, DNS_PORT);
-            outbox.queue_udp(from, pending.guest_port, self.max_payload, |payload| {
+            let Client { guest, server } = pending.client;
+            let max_payload = self.mtu - ip::header_len(server) - udp::HEADER_LEN;
+            outbox.queue_udp((server, DNS_PORT), guest, max_payload, |payload| {
                 received = pending.socket.receive(payload, libc::MSG_TRUNC);
                 let len = *received.as_ref().ok()?;
                 let query = &pending.query;
@@ -190,8 +192,8 @@ impl Dns {
 
     fn retry(&mut self, slot: Slot, poller: &Poller, outbox: &mut Outbox, now: Micros) {
         if let Some(pending) = self.finish(slot) {
-            let Pending { guest_port, query, attempts, .. } = pending;
-            self.attempt(guest_port, query, attempts, poller, outbox, now);
+            let Pending { client, query, attempts, .. } = pending;
+            self.attempt(client, query, attempts, poller, outbox, now);
         }
     }
 

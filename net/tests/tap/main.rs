@@ -5,6 +5,8 @@
 #[path = "../../examples/tap/device.rs"]
 mod device;
 mod dialling;
+mod icmp;
+mod ipv6;
 mod names;
 mod restore;
 mod services;

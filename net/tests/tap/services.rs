@@ -97,13 +97,8 @@ fn the_network_s_own_addresses_answer_pings_and_nobody_else_does() {
         let ping = ["-c", "3", "-i", "0.01", "-W", "5", "-s", "1400", address];
         assert!(world.guest.run("ping", &ping).contains(" 0% packet loss"));
     }
-    for address in ["10.0.2.77", "192.0.2.1"] {
-        let output = world.guest.output("ping", &["-c", "1", "-W", "1", address]);
-        assert!(!output.status.success(), "{address} answers");
-    }
-    world.wait_for("a drop by name", |activity| {
-        activity.dropped(DropReason::UnroutableDestination) == 1
-    });
+    let output = world.guest.output("ping", &["-c", "1", "-W", "1", "10.0.2.77"]);
+    assert!(!output.status.success(), "nobody answers");
 }
 
 /// Answers each connection with a page, and hands over what it was asked.
@@ -157,8 +152,8 @@ fn forwards_are_answered_by_their_services() {
 }
 
 #[test]
-fn ipv6_is_dropped_by_name() {
-    let world = World::new(NatConfig::default());
+fn without_its_ipv6_side_the_network_drops_it_by_name() {
+    let world = World::new(NatConfig { ipv6: None, ..NatConfig::default() });
     world.wait_for("a router solicitation to be dropped", |activity| {
         activity.dropped(DropReason::Ipv6) > 0
     });

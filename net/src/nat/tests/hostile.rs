@@ -95,7 +95,7 @@ fn good_frames_with_bad_bytes_do_no_harm() {
     ];
     for round in 0..200_000 {
         let mut bytes = seeds[random.below(seeds.len())].clone();
-        if bytes[23] == ipv4::TCP {
+        if bytes[23] == ip::TCP {
             bytes[34..36].copy_from_slice(&(random.next() as u16 % 500).to_be_bytes());
         }
         for _ in 0..random.below(4) {
