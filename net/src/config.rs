@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::io;
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -32,12 +32,18 @@ pub struct NatConfig {
     pub mtu: u16,
     /// How long a DHCP lease lasts.
     pub lease: Duration,
-    /// The domain name that DHCP gives.
+    /// The domain name that DHCP gives; `None` for the first domain that is searched.
     pub domain: Option<String>,
     /// The host name that DHCP gives.
     pub hostname: Option<String>,
     /// Where DNS queries go.
     pub resolvers: Resolvers,
+    /// Names that the name server answers itself, each once for each address.
+    pub names: Vec<(String, IpAddr)>,
+    /// A file of more such names as hosts(5) describes; `names` go before it.
+    pub hosts: Option<PathBuf>,
+    /// The domains that the guest looks short names up in; `None` for those of the resolvers' file.
+    pub search: Option<Vec<String>>,
     /// Whether the gateway's address stands for the host's loopback.
     pub host_loopback: bool,
     /// What is served inside the network.
@@ -61,6 +67,9 @@ impl Default for NatConfig {
             domain: None,
             hostname: None,
             resolvers: Resolvers::default(),
+            names: Vec::new(),
+            hosts: Some(PathBuf::from("/etc/hosts")),
+            search: None,
             host_loopback: false,
             forwards: Vec::new(),
             limits: Limits::default(),
@@ -269,13 +278,27 @@ impl NatConfig {
         {
             return refuse(format!("IPv6 prefix {prefix}/64 is not one of a network's"));
         }
-        for name in [&self.domain, &self.hostname].into_iter().flatten() {
-            if name.is_empty() || name.len() > 253 || !name.is_ascii() {
+        let names = self.names.iter().map(|(name, _)| name);
+        let search = self.search.iter().flatten();
+        for name in [&self.domain, &self.hostname].into_iter().flatten().chain(names).chain(search)
+        {
+            if !is_name(name.trim_end_matches('.')) {
                 return refuse(format!("{name:?} is no host or domain name"));
             }
         }
         Ok(())
     }
+}
+
+/// Whether `name` is a host or domain name: letters, digits, hyphens, and underscores as services
+/// have them, in labels of at most 63 bytes (RFC 1123, section 2.1).
+pub(crate) fn is_name(name: &str) -> bool {
+    let is_label = |label: &str| {
+        let mut bytes = label.bytes();
+        (1..=63).contains(&label.len())
+            && bytes.all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_'))
+    };
+    name.len() <= 253 && name.split('.').all(is_label)
 }
 
 #[cfg(test)]
@@ -303,6 +326,10 @@ mod tests {
         assert!(refusal(|c| c.guest_mac[0] = 1).contains("MAC address"));
         assert!(refusal(|c| c.hostname = Some(String::new())).contains("\"\""));
         assert!(refusal(|c| c.prefix_len = 31).contains("31"));
+        assert!(refusal(|c| c.search = Some(vec!["a b".into()])).contains("\"a b\""));
+        assert!(refusal(|c| c.domain = Some("a..b".into())).contains("\"a..b\""));
+        let address = IpAddr::from([192, 0, 2, 1]);
+        assert!(refusal(|c| c.names = vec![("$x".into(), address)]).contains("\"$x\""));
         for prefix in ["fe80::", "ff02::", "::"] {
             let prefix = prefix.parse().unwrap();
             let ipv6 = Some(Ipv6Config { prefix, ..Ipv6Config::default() });

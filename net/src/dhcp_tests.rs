@@ -8,6 +8,7 @@ const GUEST: [u8; 4] = [10, 0, 2, 15];
 struct Server {
     dhcp: Dhcp,
     outbox: Outbox,
+    search: Vec<String>,
 }
 
 /// A reply as it arrived.
@@ -45,12 +46,13 @@ impl Server {
                 guest_mac: MAC,
                 guest: config.guest,
             }),
+            search: config.search.clone().unwrap_or_default(),
             dhcp: Dhcp::new(Arc::new(config)),
         }
     }
 
     fn send(&mut self, bytes: &[u8]) -> (Result<Outcome, DropReason>, Option<Reply>) {
-        let outcome = self.dhcp.push(bytes, &MAC, &mut self.outbox);
+        let outcome = self.dhcp.push(bytes, &MAC, &self.search, &mut self.outbox);
         let reply = self.outbox.take(|frame, _| {
             let packet = ip::Packet::read(&frame[14..]).unwrap();
             assert!(packet.has_valid_transport_checksum());
@@ -114,6 +116,18 @@ fn discover_is_offered_the_guest_s_address_with_all_options() {
     for (code, value) in expected {
         assert_eq!(reply.option(code).as_deref(), Some(value), "option {code}");
     }
+}
+
+#[test]
+fn the_domains_that_are_searched_are_given_and_the_first_is_the_guest_s_own() {
+    let mut server = Server::new(|config| {
+        config.search = Some(vec!["a.test".into(), "b.example".into()]);
+    });
+    let reply = server.send(&request(1, [0; 4], &[])).1.unwrap();
+    assert_eq!(reply.option(option::DOMAIN).as_deref(), Some(&b"a.test"[..]));
+    // RFC 3397 with the names of RFC 1035, section 3.1.
+    let expected = b"\x01a\x04test\0\x01b\x07example\0";
+    assert_eq!(reply.option(option::SEARCH).as_deref(), Some(&expected[..]));
 }
 
 #[test]
@@ -197,10 +211,11 @@ fn malformed_messages_are_dropped() {
 
 #[test]
 fn the_longest_names_and_identifiers_stay_within_a_reply() {
-    let long = "a".repeat(253);
+    let long = vec!["a".repeat(49); 5].join(".");
     let mut server = Server::new(|config| {
         config.domain = Some(long.clone());
         config.hostname = Some(long.clone());
+        config.search = Some(vec![long.clone(); 6]);
     });
     let reply = server.send(&request(1, [0; 4], &[(option::CLIENT_ID, &[9; 255])])).1.unwrap();
     assert!(reply.bytes.len() <= MAX_LEN);

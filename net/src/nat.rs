@@ -85,14 +85,14 @@ impl Nat {
                 guest: config.guest,
             }),
             dhcp: Dhcp::new(Arc::clone(&config)),
-            dns: Dns::new(config.resolvers.clone(), limits.dns_queries, config.mtu),
+            dns: Dns::new(&config),
             udp: UdpFlows::new(limits.udp_flows, config.mtu),
             tcp: TcpFlows::new(limits, config.mtu, seed),
             pings: Pings::new(limits.pings, config.mtu),
             router: config
                 .ipv6
                 .filter(|_| config.mtu >= ipv6::MIN_MTU)
-                .map(|ipv6| Router::new(ipv6, config.mtu, &[])),
+                .map(|ipv6| Router::new(ipv6, config.mtu)),
             waiting: VecDeque::new(),
             next_arp: 0,
             activity: Activity::default(),
@@ -234,7 +234,7 @@ impl Nat {
         let is_echo = kind == Some(icmp::echo_types(packet.src).0);
         match &mut self.router {
             Some(router) if packet.src.is_ipv6() && !is_echo => {
-                router.push(packet, station, &self.policy, outbox, now)
+                router.push(packet, station, &self.policy, self.dns.search(), outbox, now)
             }
             _ if packet.src.is_unspecified() => Err(DropReason::SpoofedSource),
             _ => self.pings.push(packet, &self.policy, &self.poller, outbox, now),
@@ -317,7 +317,8 @@ impl Nat {
         datagram: &udp_wire::Datagram<'_>,
         station: &Mac,
     ) -> Result<(), DropReason> {
-        let outcome = self.dhcp.push(datagram.payload, station, &mut self.outbox)?;
+        let outcome =
+            self.dhcp.push(datagram.payload, station, self.dns.search(), &mut self.outbox)?;
         self.learn(station);
         let lease = match outcome {
             Outcome::Offered => Lease::Offered,
@@ -484,7 +485,7 @@ impl Link for Nat {
         self.udp.expire(micros);
         self.pings.expire(micros);
         if let Some(router) = &mut self.router {
-            router.expire(&mut self.outbox, micros);
+            router.expire(self.dns.search(), &mut self.outbox, micros);
         }
         self.serve_dials();
         let gateway = self.config.gateway;

@@ -51,15 +51,13 @@ const MAX_ADVERTISEMENT: usize = 16 + 8 + 8 + 32 + 24 + 8 + MAX_DOMAINS;
 pub(crate) struct Router {
     config: Ipv6Config,
     mtu: u16,
-    /// Domains as names on the wire, padded to 8 bytes.
-    domains: Vec<u8>,
     /// When to advertise next; `None` until the guest has asked.
     next: Option<Micros>,
 }
 
 impl Router {
-    pub(crate) fn new(config: Ipv6Config, mtu: u16, domains: &[String]) -> Router {
-        Router { config, mtu, domains: encode(domains), next: None }
+    pub(crate) fn new(config: Ipv6Config, mtu: u16) -> Router {
+        Router { config, mtu, next: None }
     }
 
     /// Whether `address` may be a source of the guest's.
@@ -68,12 +66,14 @@ impl Router {
             && !policy.is_ours(address.into())
     }
 
-    /// Takes an ICMPv6 message that is not about echo, from the station `station`.
+    /// Takes an ICMPv6 message that is not about echo, from the station `station`. Names are looked
+    /// up in `domains`.
     pub(crate) fn push(
         &mut self,
         packet: &ip::Packet<'_>,
         station: &Mac,
         policy: &Policy,
+        domains: &[String],
         outbox: &mut Outbox,
         now: Micros,
     ) -> Result<(), DropReason> {
@@ -99,7 +99,7 @@ impl Router {
         }
         if kind == ROUTER_SOLICITATION {
             self.next = Some(now + INTERVAL);
-            return self.advertise(outbox).ok_or(DropReason::NoRoom);
+            return self.advertise(domains, outbox).ok_or(DropReason::NoRoom);
         }
         let target = ipv6::address(message, 8);
         if target.is_multicast() {
@@ -116,11 +116,11 @@ impl Router {
     }
 
     /// Advertises the router when its time has come.
-    pub(crate) fn expire(&mut self, outbox: &mut Outbox, now: Micros) {
+    pub(crate) fn expire(&mut self, domains: &[String], outbox: &mut Outbox, now: Micros) {
         if self.next.is_some_and(|next| next <= now) {
             self.next = Some(now + INTERVAL);
             // Without room the next one does.
-            let _ = self.advertise(outbox);
+            let _ = self.advertise(domains, outbox);
         }
     }
 
@@ -154,7 +154,8 @@ impl Router {
     }
 
     /// Queues a router advertisement (RFC 4861, section 4.2).
-    fn advertise(&self, outbox: &mut Outbox) -> Option<()> {
+    fn advertise(&self, domains: &[String], outbox: &mut Outbox) -> Option<()> {
+        let names = encode(domains);
         let lifetime = if self.leads_out() { ROUTER_LIFETIME } else { 0 };
         let station = outbox.addresses.gateway_mac;
         let from = IpAddr::V6(Ipv6Config::LINK_LOCAL);
@@ -186,11 +187,11 @@ impl Router {
             put32(&mut server, 2, u32::from(ROUTER_LIFETIME));
             server[6..].copy_from_slice(&self.config.dns().octets());
             put(option::RDNSS, &server);
-            if !self.domains.is_empty() {
+            if !names.is_empty() {
                 let mut domains = [0; 6 + MAX_DOMAINS];
                 put32(&mut domains, 2, u32::from(ROUTER_LIFETIME));
-                domains[6..6 + self.domains.len()].copy_from_slice(&self.domains);
-                put(option::DNSSL, &domains[..6 + self.domains.len()]);
+                domains[6..6 + names.len()].copy_from_slice(&names);
+                put(option::DNSSL, &domains[..6 + names.len()]);
             }
             icmp::fill_checksum(&mut message[..len], from, to);
             Some(len)

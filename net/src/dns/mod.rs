@@ -1,4 +1,5 @@
-//! The name server: forwards queries to the host's resolvers and their answers back.
+//! The name server: forwards queries to the host's resolvers and their answers back. The addresses of
+//! names that the configuration or the host's own file has are answered here.
 //!
 //! Messages pass through unread but for their header and question, so EDNS, DNSSEC and types yet to
 //! come work as far as the host's resolvers do. Each query has a socket of its own, so that an
@@ -7,6 +8,7 @@
 //!
 //! Queries over TCP do not come here: they are ordinary TCP flows to a resolver.
 
+mod hosts;
 pub(crate) mod message;
 pub(crate) mod resolvers;
 
@@ -15,7 +17,7 @@ use std::io;
 use std::net::IpAddr;
 use std::os::fd::AsFd;
 
-use crate::config::Resolvers;
+use crate::config::NatConfig;
 use crate::host::poller::{Poller, Token};
 use crate::host::socket::Socket;
 use crate::link::DropReason;
@@ -25,6 +27,7 @@ use crate::slab::{Slab, Slot};
 use crate::timers::{Micros, Timers};
 use crate::wire::{ip, udp};
 
+use hosts::Hosts;
 use message::{Query, Rcode};
 use resolvers::ResolverList;
 
@@ -32,6 +35,8 @@ use resolvers::ResolverList;
 const PATIENCE: Micros = 2_000_000;
 /// How many times the list of resolvers is gone through.
 const ROUNDS: usize = 2;
+/// How many messages that are not the answer a resolver may send in its place.
+const MAX_WRONG: usize = 16;
 
 #[derive(Debug)]
 struct Pending {
@@ -40,6 +45,8 @@ struct Pending {
     socket: Socket,
     /// Attempts made, which is also the place in the list of resolvers.
     attempts: usize,
+    /// Messages that were not the answer.
+    wrong: usize,
     queued: bool,
 }
 
@@ -57,6 +64,8 @@ pub(crate) struct Dns {
     pending: Slab<Pending>,
     timers: Timers,
     resolvers: ResolverList,
+    hosts: Hosts,
+    search: Option<Vec<String>>,
     /// Queries whose sockets may hold an answer.
     backlog: VecDeque<Slot>,
     limit: usize,
@@ -64,20 +73,35 @@ pub(crate) struct Dns {
 }
 
 impl Dns {
-    pub(crate) fn new(from: Resolvers, limit: usize, mtu: u16) -> Dns {
+    pub(crate) fn new(config: &NatConfig) -> Dns {
         Dns {
             pending: Slab::new(),
             timers: Timers::default(),
-            resolvers: ResolverList::new(from),
+            resolvers: ResolverList::new(config.resolvers.clone()),
+            hosts: Hosts::new(&config.names, config.hosts.clone()),
+            search: config.search.clone(),
             backlog: VecDeque::new(),
-            limit,
-            mtu: usize::from(mtu),
+            limit: config.limits.dns_queries,
+            mtu: usize::from(config.mtu),
         }
     }
 
     /// Returns the resolvers as they are now, for queries over TCP.
     pub(crate) fn resolvers(&mut self) -> &[std::net::SocketAddr] {
         self.resolvers.current()
+    }
+
+    /// Returns the domains that the guest is to look short names up in.
+    pub(crate) fn search(&mut self) -> &[String] {
+        match &self.search {
+            Some(domains) => domains,
+            None => self.resolvers.search(),
+        }
+    }
+
+    /// Returns the length of the longest message to a guest that has asked `server`.
+    fn max_payload(&self, server: IpAddr) -> usize {
+        self.mtu - ip::header_len(server) - udp::HEADER_LEN
     }
 
     /// Takes a query.
@@ -90,6 +114,17 @@ impl Dns {
         now: Micros,
     ) -> Result<(), DropReason> {
         let query = Query::read(payload).ok_or(DropReason::BadDns)?;
+        let max = self.max_payload(client.server);
+        if query.asks_for_addresses()
+            && let Some(name) = query.name()
+            && let Some(addresses) = self.hosts.addresses(&name)
+        {
+            let from = (client.server, DNS_PORT);
+            let queued = outbox.queue_udp(from, client.guest, max, |payload| {
+                Some(query.write_addresses(payload, addresses))
+            });
+            return queued.ok_or(DropReason::NoRoom);
+        }
         if self.pending.len() >= self.limit {
             self.answer(outbox, client, &query, Rcode::ServerFailure);
             return Err(DropReason::NoRoom);
@@ -119,8 +154,14 @@ impl Dns {
                 Ok(socket)
             });
             if let Ok(socket) = sent {
-                let slot =
-                    self.pending.insert(Pending { client, query, socket, attempts, queued: false });
+                let slot = self.pending.insert(Pending {
+                    client,
+                    query,
+                    socket,
+                    attempts,
+                    wrong: 0,
+                    queued: false,
+                });
                 self.timers.set(slot, Some(now + PATIENCE));
                 return;
             }
@@ -179,7 +220,13 @@ impl Dns {
                 Ok(_) => drop(self.finish(slot)),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 // Not the answer: it may still be coming.
-                Err(error) if error.kind() == io::ErrorKind::InvalidData => self.readable(slot),
+                Err(error) if error.kind() == io::ErrorKind::InvalidData => {
+                    pending.wrong += 1;
+                    match pending.wrong < MAX_WRONG {
+                        true => self.readable(slot),
+                        false => self.retry(slot, poller, outbox, now),
+                    }
+                }
                 Err(_) => self.retry(slot, poller, outbox, now),
             }
         }
