@@ -4,6 +4,7 @@ mod frames;
 mod hostile;
 mod ipv6;
 mod restore;
+mod rfc;
 mod tcp;
 
 use std::io;
