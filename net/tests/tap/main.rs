@@ -8,6 +8,7 @@ mod dialling;
 mod icmp;
 mod ipv6;
 mod names;
+mod programs;
 mod restore;
 mod services;
 mod tcp;

@@ -112,6 +112,10 @@ fn require(program: &str) {
         "ping" => "iputils-ping",
         "dig" => "bind9-dnsutils",
         "dhclient" => "isc-dhcp-client",
+        "nghttpd" => "nghttp2-server",
+        "h2load" => "nghttp2-client",
+        "ssh" | "scp" => "openssh-client",
+        "/usr/sbin/sshd" => "openssh-server",
         other => other,
     };
     for (program, package) in [("nsenter", "util-linux"), (program, package)] {
