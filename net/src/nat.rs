@@ -200,12 +200,13 @@ impl Nat {
         }
         let trusted = self.check(&packet, offload)?;
         self.learn(station);
+        // RFC 4291, section 2.5.6: no router passes on what comes from a link-local address.
+        let stays = packet.dst.is_multicast() || self.policy.is_ours(packet.dst);
+        if src.is_unicast_link_local() && !stays {
+            return Err(DropReason::UnroutableDestination);
+        }
         if packet.protocol == ipv6::ICMP {
             return self.push_icmp(&packet, station, trusted);
-        }
-        // RFC 4291, section 2.5.6: no router passes on what comes from a link-local address.
-        if src.is_unicast_link_local() && !self.policy.is_ours(packet.dst) {
-            return Err(DropReason::UnroutableDestination);
         }
         self.push_transport(&packet, station, trusted)
     }

@@ -146,6 +146,10 @@ fn what_is_not_a_guest_s_is_dropped_by_name() {
         (no_sum, DropReason::BadUdp),
         (datagram(GUEST6, (NODES, 5353), 5353, b"x"), DropReason::UnroutableDestination),
         (datagram(LINK_LOCAL, (outside, 53), 5, b"x"), DropReason::UnroutableDestination),
+        (
+            icmp_frame(LINK_LOCAL, outside, &[128, 0, 0, 0, 0, 1, 0, 1]),
+            DropReason::UnroutableDestination,
+        ),
         (ip_frame(GUEST6.into(), outside.into(), 47, &[0; 8]), DropReason::UnknownProtocol),
         (ip_frame(GUEST6.into(), outside.into(), 44, &[17; 16]), DropReason::Fragment),
     ];
