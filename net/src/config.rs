@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -22,6 +22,8 @@ pub struct NatConfig {
     pub dns: Ipv4Addr,
     /// The guest's address.
     pub guest: Ipv4Addr,
+    /// The network's IPv6 side; `None` where there is none. An MTU below 1,280 leaves it out too.
+    pub ipv6: Option<Ipv6Config>,
     /// The MAC address that the guest's device should carry.
     pub guest_mac: [u8; 6],
     /// The MAC address of the gateway and of everything else the guest sees.
@@ -30,12 +32,18 @@ pub struct NatConfig {
     pub mtu: u16,
     /// How long a DHCP lease lasts.
     pub lease: Duration,
-    /// The domain name that DHCP gives.
+    /// The domain name that DHCP gives; `None` for the first domain that is searched.
     pub domain: Option<String>,
     /// The host name that DHCP gives.
     pub hostname: Option<String>,
     /// Where DNS queries go.
     pub resolvers: Resolvers,
+    /// Names that the name server answers itself, each once for each address.
+    pub names: Vec<(String, IpAddr)>,
+    /// A file of more such names as hosts(5) describes; `names` go before it.
+    pub hosts: Option<PathBuf>,
+    /// The domains that the guest looks short names up in; `None` for those of the resolvers' file.
+    pub search: Option<Vec<String>>,
     /// Whether the gateway's address stands for the host's loopback.
     pub host_loopback: bool,
     /// What is served inside the network.
@@ -51,6 +59,7 @@ impl Default for NatConfig {
             prefix_len: 24,
             dns: Ipv4Addr::new(10, 0, 2, 3),
             guest: Ipv4Addr::new(10, 0, 2, 15),
+            ipv6: Some(Ipv6Config::default()),
             guest_mac: [0x52, 0x54, 0x00, 0x12, 0x34, 0x56],
             gateway_mac: [0x52, 0x55, 0x0a, 0x00, 0x02, 0x02],
             mtu: 1500,
@@ -58,10 +67,75 @@ impl Default for NatConfig {
             domain: None,
             hostname: None,
             resolvers: Resolvers::default(),
+            names: Vec::new(),
+            hosts: Some(PathBuf::from("/etc/hosts")),
+            search: None,
             host_loopback: false,
             forwards: Vec::new(),
             limits: Limits::default(),
         }
+    }
+}
+
+/// The IPv6 side of a network: a prefix of 64 bits, in which the guest chooses its own addresses
+/// (RFC 4862).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ipv6Config {
+    /// The prefix; what it has behind its first 64 bits is not looked at.
+    pub prefix: Ipv6Addr,
+    /// Whether the guest is told that the gateway leads to the world.
+    pub route: Ipv6Route,
+}
+
+/// Whether the gateway is the guest's default router for IPv6.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Ipv6Route {
+    /// As long as the host itself has a route to the world.
+    #[default]
+    LikeHost,
+    /// Always.
+    Always,
+    /// Never.
+    Never,
+}
+
+impl Default for Ipv6Config {
+    fn default() -> Ipv6Config {
+        let prefix = Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 0);
+        Ipv6Config { prefix, route: Ipv6Route::default() }
+    }
+}
+
+impl Ipv6Config {
+    /// The gateway's address on the link, from which it advertises itself.
+    pub const LINK_LOCAL: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 2);
+
+    /// Returns the gateway's address in the prefix, which ends in 2.
+    pub fn gateway(&self) -> Ipv6Addr {
+        self.address(2)
+    }
+
+    /// Returns the name server's address, which ends in 3.
+    pub fn dns(&self) -> Ipv6Addr {
+        self.address(3)
+    }
+
+    /// Whether `address` has the prefix.
+    pub fn contains(&self, address: Ipv6Addr) -> bool {
+        address.segments()[..4] == self.prefix.segments()[..4]
+    }
+
+    fn address(&self, last: u16) -> Ipv6Addr {
+        let [a, b, c, d, ..] = self.prefix.segments();
+        Ipv6Addr::new(a, b, c, d, 0, 0, 0, last)
+    }
+
+    pub(crate) fn is_gateway(&self, address: Ipv6Addr) -> bool {
+        address == self.gateway() || address == Ipv6Config::LINK_LOCAL
+    }
+
+    pub(crate) fn is_dns(&self, address: Ipv6Addr) -> bool {
+        address == self.dns()
     }
 }
 
@@ -120,6 +194,8 @@ pub struct Limits {
     pub udp_flows: usize,
     /// DNS queries under way.
     pub dns_queries: usize,
+    /// Echo flows to the world; the one idle for longest makes room for a new one.
+    pub pings: usize,
 }
 
 impl Default for Limits {
@@ -130,6 +206,7 @@ impl Default for Limits {
             tcp_buffers: 16 << 20,
             udp_flows: 512,
             dns_queries: 128,
+            pings: 64,
         }
     }
 }
@@ -194,13 +271,34 @@ impl NatConfig {
         if self.gateway == self.dns {
             return refuse(format!("Gateway and name server are both {}", self.dns));
         }
-        for name in [&self.domain, &self.hostname].into_iter().flatten() {
-            if name.is_empty() || name.len() > 253 || !name.is_ascii() {
+        if let Some(Ipv6Config { prefix, .. }) = self.ipv6
+            && (prefix.is_multicast()
+                || prefix.is_unicast_link_local()
+                || prefix.segments()[0] == 0)
+        {
+            return refuse(format!("IPv6 prefix {prefix}/64 is not one of a network's"));
+        }
+        let names = self.names.iter().map(|(name, _)| name);
+        let search = self.search.iter().flatten();
+        for name in [&self.domain, &self.hostname].into_iter().flatten().chain(names).chain(search)
+        {
+            if !is_name(name.trim_end_matches('.')) {
                 return refuse(format!("{name:?} is no host or domain name"));
             }
         }
         Ok(())
     }
+}
+
+/// Whether `name` is a host or domain name: letters, digits, hyphens, and underscores as services
+/// have them, in labels of at most 63 bytes (RFC 1123, section 2.1).
+pub(crate) fn is_name(name: &str) -> bool {
+    let is_label = |label: &str| {
+        let mut bytes = label.bytes();
+        (1..=63).contains(&label.len())
+            && bytes.all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_'))
+    };
+    name.len() <= 253 && name.split('.').all(is_label)
 }
 
 #[cfg(test)]
@@ -228,5 +326,14 @@ mod tests {
         assert!(refusal(|c| c.guest_mac[0] = 1).contains("MAC address"));
         assert!(refusal(|c| c.hostname = Some(String::new())).contains("\"\""));
         assert!(refusal(|c| c.prefix_len = 31).contains("31"));
+        assert!(refusal(|c| c.search = Some(vec!["a b".into()])).contains("\"a b\""));
+        assert!(refusal(|c| c.domain = Some("a..b".into())).contains("\"a..b\""));
+        let address = IpAddr::from([192, 0, 2, 1]);
+        assert!(refusal(|c| c.names = vec![("$x".into(), address)]).contains("\"$x\""));
+        for prefix in ["fe80::", "ff02::", "::"] {
+            let prefix = prefix.parse().unwrap();
+            let ipv6 = Some(Ipv6Config { prefix, ..Ipv6Config::default() });
+            assert!(refusal(|c| c.ipv6 = ipv6).contains("IPv6 prefix"));
+        }
     }
 }

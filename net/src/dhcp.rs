@@ -10,6 +10,7 @@ use std::net::Ipv4Addr;
 use std::sync::Arc;
 
 use crate::config::NatConfig;
+use crate::dns::message::encode_name;
 use crate::link::DropReason;
 use crate::outbox::Outbox;
 use crate::wire::ethernet::{self, Mac};
@@ -43,6 +44,7 @@ mod option {
     pub(super) const RENEWAL: u8 = 58;
     pub(super) const REBINDING: u8 = 59;
     pub(super) const CLIENT_ID: u8 = 61;
+    pub(super) const SEARCH: u8 = 119;
     pub(super) const END: u8 = 255;
 }
 
@@ -141,11 +143,13 @@ impl Dhcp {
         Dhcp { config }
     }
 
-    /// Answers one message that the station `station` has sent to the server's port.
+    /// Answers one message that the station `station` has sent to the server's port. Names are looked
+    /// up in the domains `search`.
     pub(crate) fn push(
         &self,
         bytes: &[u8],
         station: &Mac,
+        search: &[String],
         outbox: &mut Outbox,
     ) -> Result<Outcome, DropReason> {
         let request = Request::read(bytes, station).ok_or(DropReason::BadDhcp)?;
@@ -168,11 +172,11 @@ impl Dhcp {
         let (to, mac) = self.reply_to(&request, reply, station);
         outbox
             .queue_udp_to(
-                (self.config.gateway, SERVER_PORT),
-                (to, CLIENT_PORT),
+                (self.config.gateway.into(), SERVER_PORT),
+                (to.into(), CLIENT_PORT),
                 mac,
                 MAX_LEN,
-                |buf| Some(self.write(buf, &request, reply)),
+                |buf| Some(self.write(buf, &request, reply, search)),
             )
             .ok_or(DropReason::NoRoom)?;
         Ok(outcome)
@@ -192,7 +196,7 @@ impl Dhcp {
     }
 
     /// Writes a reply and returns its length.
-    fn write(&self, buf: &mut [u8], request: &Request<'_>, reply: u8) -> usize {
+    fn write(&self, buf: &mut [u8], request: &Request<'_>, reply: u8, search: &[String]) -> usize {
         let config = &*self.config;
         buf.fill(0);
         buf[0] = BOOT_REPLY;
@@ -220,13 +224,15 @@ impl Dhcp {
             options.put(option::ROUTER, &config.gateway.octets());
             options.put(option::DNS, &config.dns.octets());
             options.put(option::MTU, &config.mtu.to_be_bytes());
+            let domain = config.domain.as_ref().or(search.first());
             for (code, name) in
-                [(option::DOMAIN, &config.domain), (option::HOSTNAME, &config.hostname)]
+                [(option::DOMAIN, domain), (option::HOSTNAME, config.hostname.as_ref())]
             {
                 if let Some(name) = name {
                     options.put(code, name.as_bytes());
                 }
             }
+            options.put_domains(search);
         }
         // RFC 6842: the client's identifier comes back to it.
         if let Some(id) = request.client_id {
@@ -250,6 +256,20 @@ impl Options<'_> {
             self.buf[self.len + 1] = value.len() as u8;
             self.buf[self.len + 2..end].copy_from_slice(value);
             self.len = end;
+        }
+    }
+
+    /// Puts the domains that fit into one option, without compression (RFC 3397).
+    fn put_domains(&mut self, domains: &[String]) {
+        let mut names = Vec::new();
+        for domain in domains {
+            let name = encode_name(domain);
+            if names.len() + name.len() <= 255 {
+                names.extend(name);
+            }
+        }
+        if !names.is_empty() {
+            self.put(option::SEARCH, &names);
         }
     }
 

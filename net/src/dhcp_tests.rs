@@ -1,6 +1,6 @@
 use super::*;
 use crate::outbox::Addresses;
-use crate::wire::{ipv4, udp};
+use crate::wire::{ip, udp};
 
 const MAC: Mac = [0x52, 0x54, 0, 0x12, 0x34, 0x56];
 const GUEST: [u8; 4] = [10, 0, 2, 15];
@@ -8,12 +8,13 @@ const GUEST: [u8; 4] = [10, 0, 2, 15];
 struct Server {
     dhcp: Dhcp,
     outbox: Outbox,
+    search: Vec<String>,
 }
 
 /// A reply as it arrived.
 struct Reply {
     eth_dst: Mac,
-    dst: Ipv4Addr,
+    dst: std::net::IpAddr,
     bytes: Vec<u8>,
 }
 
@@ -45,14 +46,15 @@ impl Server {
                 guest_mac: MAC,
                 guest: config.guest,
             }),
+            search: config.search.clone().unwrap_or_default(),
             dhcp: Dhcp::new(Arc::new(config)),
         }
     }
 
     fn send(&mut self, bytes: &[u8]) -> (Result<Outcome, DropReason>, Option<Reply>) {
-        let outcome = self.dhcp.push(bytes, &MAC, &mut self.outbox);
+        let outcome = self.dhcp.push(bytes, &MAC, &self.search, &mut self.outbox);
         let reply = self.outbox.take(|frame, _| {
-            let packet = ipv4::Packet::read(&frame[14..]).unwrap();
+            let packet = ip::Packet::read(&frame[14..]).unwrap();
             assert!(packet.has_valid_transport_checksum());
             let datagram = udp::Datagram::read(packet.payload()).unwrap();
             assert_eq!((datagram.src_port, datagram.dst_port), (67, 68));
@@ -94,7 +96,7 @@ fn discover_is_offered_the_guest_s_address_with_all_options() {
     let reply = reply.unwrap();
     assert_eq!(outcome, Ok(Outcome::Offered));
     assert_eq!(reply.kind(), message::OFFER);
-    assert_eq!((reply.eth_dst, reply.dst), (MAC, Ipv4Addr::from(GUEST)));
+    assert_eq!((reply.eth_dst, reply.dst), (MAC, Ipv4Addr::from(GUEST).into()));
     assert_eq!(reply.bytes[4..8], [0xde, 0xad, 0xbe, 0xef]);
     assert_eq!(reply.bytes[16..20], GUEST);
     let expected: [(u8, &[u8]); 12] = [
@@ -117,12 +119,24 @@ fn discover_is_offered_the_guest_s_address_with_all_options() {
 }
 
 #[test]
+fn the_domains_that_are_searched_are_given_and_the_first_is_the_guest_s_own() {
+    let mut server = Server::new(|config| {
+        config.search = Some(vec!["a.test".into(), "b.example".into()]);
+    });
+    let reply = server.send(&request(1, [0; 4], &[])).1.unwrap();
+    assert_eq!(reply.option(option::DOMAIN).as_deref(), Some(&b"a.test"[..]));
+    // RFC 3397 with the names of RFC 1035, section 3.1.
+    let expected = b"\x01a\x04test\0\x01b\x07example\0";
+    assert_eq!(reply.option(option::SEARCH).as_deref(), Some(&expected[..]));
+}
+
+#[test]
 fn a_client_that_cannot_take_unicast_yet_is_answered_by_broadcast() {
     let mut server = Server::new(|_| {});
     let mut bytes = request(1, [0; 4], &[]);
     bytes[10] = 0x80;
     let reply = server.send(&bytes).1.unwrap();
-    assert_eq!((reply.eth_dst, reply.dst), (ethernet::BROADCAST, Ipv4Addr::BROADCAST));
+    assert_eq!((reply.eth_dst, reply.dst), (ethernet::BROADCAST, Ipv4Addr::BROADCAST.into()));
 }
 
 #[test]
@@ -136,7 +150,7 @@ fn request_and_renewal_are_acknowledged() {
     let (outcome, reply) = server.send(&request(3, GUEST, &[]));
     let reply = reply.unwrap();
     assert_eq!(outcome, Ok(Outcome::Acknowledged));
-    assert_eq!((reply.kind(), reply.dst), (message::ACK, Ipv4Addr::from(GUEST)));
+    assert_eq!((reply.kind(), reply.dst), (message::ACK, Ipv4Addr::from(GUEST).into()));
 }
 
 #[test]
@@ -146,7 +160,7 @@ fn a_request_for_another_address_is_refused_aloud() {
     let (outcome, reply) = server.send(&request(3, [0; 4], &[(option::REQUESTED, &wrong)]));
     let reply = reply.unwrap();
     assert_eq!(outcome, Ok(Outcome::Refused));
-    assert_eq!((reply.kind(), reply.dst), (message::NAK, Ipv4Addr::BROADCAST));
+    assert_eq!((reply.kind(), reply.dst), (message::NAK, Ipv4Addr::BROADCAST.into()));
     assert_eq!(reply.option(option::LEASE), None);
 }
 
@@ -197,10 +211,11 @@ fn malformed_messages_are_dropped() {
 
 #[test]
 fn the_longest_names_and_identifiers_stay_within_a_reply() {
-    let long = "a".repeat(253);
+    let long = vec!["a".repeat(49); 5].join(".");
     let mut server = Server::new(|config| {
         config.domain = Some(long.clone());
         config.hostname = Some(long.clone());
+        config.search = Some(vec![long.clone(); 6]);
     });
     let reply = server.send(&request(1, [0; 4], &[(option::CLIENT_ID, &[9; 255])])).1.unwrap();
     assert!(reply.bytes.len() <= MAX_LEN);

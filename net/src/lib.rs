@@ -1,11 +1,11 @@
 //! The userspace network: what a guest's network device is plugged into.
 //!
-//! [`Link`] is the seam that a device codes against, and [`Nat`] the network behind it: a small IPv4
+//! [`Link`] is the seam that a device codes against, and [`Nat`] the network behind it: a small
 //! network whose gateway, name server and services live in this process, and from which the guest
 //! reaches the world through ordinary sockets of the host. It needs no privileges, opens no port on
 //! the host, and holds no thread of its own: the device drives it.
 //!
-//! One file for each protocol: `arp`, `dhcp`, `dns`, `echo` (ICMP), `udp`, `tcp`.
+//! One file for each protocol: `arp`, `ndp`, `dhcp`, `dns`, `ping`, `udp`, `tcp`.
 //! `policy` decides what the guest may reach, and `saved` is what a machine snapshot keeps.
 
 mod arp;
@@ -13,12 +13,13 @@ mod config;
 mod dhcp;
 mod dial;
 mod dns;
-mod echo;
 mod handle;
 mod host;
 pub mod link;
 mod nat;
+mod ndp;
 mod outbox;
+mod ping;
 mod policy;
 mod saved;
 mod slab;
@@ -27,7 +28,7 @@ mod timers;
 mod udp;
 mod wire;
 
-pub use config::{Forward, Limits, NatConfig, Resolvers, Service};
+pub use config::{Forward, Ipv6Config, Ipv6Route, Limits, NatConfig, Resolvers, Service};
 pub use dial::{DialError, Silence};
 pub use handle::{Activity, DialOutcome, Lease, NatHandle};
 pub use link::{DropReason, Gso, GuestOffloads, Link, MAX_FRAME, Offload, Pulled};

@@ -153,19 +153,21 @@ pub enum DropReason {
     NotForUs,
     /// A source MAC address that a station cannot have.
     BadMac,
-    /// An EtherType other than IPv4 and ARP.
+    /// An EtherType other than IPv4, IPv6 and ARP.
     UnknownEtherType,
-    /// IPv6, which this network does not carry yet.
+    /// IPv6, where the network is configured without it.
     Ipv6,
     /// An ARP packet that is malformed or claims an address that is not the guest's.
     BadArp,
     /// An IPv4 header that is malformed or whose checksum is wrong.
     BadIpv4,
-    /// A fragment of an IPv4 packet.
+    /// A malformed IPv6 header, or extension headers that nothing here reads.
+    BadIpv6,
+    /// A fragment of an IP packet.
     Fragment,
-    /// An IPv4 source address that is not the guest's.
+    /// A source address that is not the guest's.
     SpoofedSource,
-    /// A multicast, broadcast or reserved IPv4 destination that nothing here answers.
+    /// A multicast, broadcast or reserved destination that nothing here answers.
     UnroutableDestination,
     /// An IP protocol other than ICMP, UDP and TCP.
     UnknownProtocol,
@@ -175,6 +177,11 @@ pub enum DropReason {
     BadUdp,
     /// An ICMP message that is malformed or of a kind nothing here answers.
     BadIcmp,
+    /// Echo to the world, where the host lets this process have no ping socket
+    /// (`net.ipv4.ping_group_range`).
+    PingForbidden,
+    /// A malformed message of neighbour discovery, or one that claims another station.
+    BadNdp,
     /// A malformed DHCP message.
     BadDhcp,
     /// A malformed DNS query.
@@ -191,7 +198,7 @@ pub enum DropReason {
 
 impl DropReason {
     /// Every reason, in the order of declaration.
-    pub const ALL: [DropReason; 22] = [
+    pub const ALL: [DropReason; 25] = [
         DropReason::Truncated,
         DropReason::TooLong,
         DropReason::BadOffload,
@@ -201,6 +208,7 @@ impl DropReason {
         DropReason::Ipv6,
         DropReason::BadArp,
         DropReason::BadIpv4,
+        DropReason::BadIpv6,
         DropReason::Fragment,
         DropReason::SpoofedSource,
         DropReason::UnroutableDestination,
@@ -208,6 +216,8 @@ impl DropReason {
         DropReason::BadTcp,
         DropReason::BadUdp,
         DropReason::BadIcmp,
+        DropReason::PingForbidden,
+        DropReason::BadNdp,
         DropReason::BadDhcp,
         DropReason::BadDns,
         DropReason::Denied,
@@ -228,13 +238,16 @@ impl DropReason {
             DropReason::Ipv6 => "IPv6",
             DropReason::BadArp => "bad ARP",
             DropReason::BadIpv4 => "bad IPv4 header",
-            DropReason::Fragment => "IPv4 fragment",
+            DropReason::BadIpv6 => "bad IPv6 header",
+            DropReason::Fragment => "IP fragment",
             DropReason::SpoofedSource => "spoofed source address",
             DropReason::UnroutableDestination => "unroutable destination",
             DropReason::UnknownProtocol => "unknown IP protocol",
             DropReason::BadTcp => "bad TCP segment",
             DropReason::BadUdp => "bad UDP datagram",
             DropReason::BadIcmp => "bad or unanswered ICMP",
+            DropReason::PingForbidden => "ping forbidden by ping_group_range",
+            DropReason::BadNdp => "bad neighbour discovery",
             DropReason::BadDhcp => "bad DHCP message",
             DropReason::BadDns => "bad DNS query",
             DropReason::Denied => "denied",

@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::hash::{BuildHasher, RandomState};
 use std::io;
+use std::net::IpAddr;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -11,19 +12,20 @@ use crate::arp::{self, Arp};
 use crate::config::NatConfig;
 use crate::dhcp::{self, Dhcp, Outcome};
 use crate::dial::Ticket;
-use crate::dns::Dns;
-use crate::echo;
+use crate::dns::{Client, Dns};
 use crate::handle::{Activity, Lease, NatHandle, Shared};
 use crate::host::poller::{BATCH, Poller, Token};
 use crate::link::{DropReason, Gso, GuestOffloads, Link, MAX_FRAME, Offload, Pulled};
+use crate::ndp::Router;
 use crate::outbox::{Addresses, Outbox};
+use crate::ping::Pings;
 use crate::policy::{Policy, Route};
 use crate::saved::Saved;
 use crate::tcp::{Surroundings, TcpFlows};
 use crate::timers::Micros;
 use crate::udp::{self, UdpFlows};
 use crate::wire::ethernet::{self, Mac};
-use crate::wire::{icmp, ipv4, udp as udp_wire};
+use crate::wire::{icmp, ip, ipv4, ipv6, udp as udp_wire};
 
 /// How often a guest that has not been seen is asked for its address while a dial waits.
 const ARP_INTERVAL: Micros = 250_000;
@@ -43,6 +45,9 @@ pub struct Nat {
     dns: Dns,
     udp: UdpFlows,
     tcp: TcpFlows,
+    pings: Pings,
+    /// The IPv6 side, where there is one.
+    router: Option<Router>,
     /// Dials that wait for the guest to be seen on the network.
     waiting: VecDeque<Ticket>,
     /// When the guest is next asked for its address; meaningful while dials wait.
@@ -80,9 +85,14 @@ impl Nat {
                 guest: config.guest,
             }),
             dhcp: Dhcp::new(Arc::clone(&config)),
-            dns: Dns::new(config.dns, config.resolvers.clone(), limits.dns_queries, config.mtu),
+            dns: Dns::new(&config),
             udp: UdpFlows::new(limits.udp_flows, config.mtu),
             tcp: TcpFlows::new(limits, config.mtu, seed),
+            pings: Pings::new(limits.pings, config.mtu),
+            router: config
+                .ipv6
+                .filter(|_| config.mtu >= ipv6::MIN_MTU)
+                .map(|ipv6| Router::new(ipv6, config.mtu)),
             waiting: VecDeque::new(),
             next_arp: 0,
             activity: Activity::default(),
@@ -116,7 +126,7 @@ impl Nat {
         match header.ether_type {
             ethernet::TYPE_IPV4 => self.push_ipv4(payload, &header.src, offload),
             ethernet::TYPE_ARP => self.push_arp(payload, &header.src),
-            ethernet::TYPE_IPV6 => Err(DropReason::Ipv6),
+            ethernet::TYPE_IPV6 => self.push_ipv6(payload, &header.src, offload),
             _ => Err(DropReason::UnknownEtherType),
         }
     }
@@ -139,7 +149,7 @@ impl Nat {
             self.activity.address_seen.get_or_insert(self.now);
         }
         match packet {
-            Arp::Asks { target, .. } if self.policy.is_ours(target) => {
+            Arp::Asks { target, .. } if self.policy.is_ours(target.into()) => {
                 arp::reply(&mut self.outbox, target, knows_itself).ok_or(DropReason::NoRoom)
             }
             // Nobody else is there, and silence says so.
@@ -153,12 +163,8 @@ impl Nat {
         station: &Mac,
         offload: Offload,
     ) -> Result<(), DropReason> {
-        let packet = ipv4::Packet::read(bytes)?;
-        check_offload(&packet, offload)?;
-        if offload.gso == Gso::None && packet.bytes.len() > usize::from(self.config.mtu) {
-            return Err(DropReason::TooLong);
-        }
-        let trusted = offload.needs_csum || offload.data_valid;
+        let packet = ipv4::read(bytes)?;
+        let trusted = self.check(&packet, offload)?;
         if packet.src.is_unspecified() {
             return self.push_addressless(&packet, station, trusted);
         }
@@ -167,13 +173,87 @@ impl Nat {
         }
         self.learn(station);
         self.activity.address_seen.get_or_insert(self.now);
-        match packet.protocol {
-            ipv4::TCP => {
-                let (tcp, mut around) = self.tcp_and_surroundings();
-                tcp.push(&packet, trusted, &mut around)
+        if packet.protocol == ipv4::ICMP {
+            return self.push_icmp(&packet, station, trusted);
+        }
+        self.push_transport(&packet, station, trusted)
+    }
+
+    fn push_ipv6(
+        &mut self,
+        bytes: &[u8],
+        station: &Mac,
+        offload: Offload,
+    ) -> Result<(), DropReason> {
+        let router = self.router.as_ref().ok_or(DropReason::Ipv6)?;
+        let packet = ipv6::read(bytes)?;
+        let IpAddr::V6(src) = packet.src else {
+            return Err(DropReason::BadIpv6);
+        };
+        // A guest without an address has a use for neighbour discovery only.
+        let is_guest = match src.is_unspecified() {
+            true => packet.protocol == ipv6::ICMP,
+            false => router.may_be_guest(src, &self.policy),
+        };
+        if !is_guest {
+            return Err(DropReason::SpoofedSource);
+        }
+        let trusted = self.check(&packet, offload)?;
+        self.learn(station);
+        // RFC 4291, section 2.5.6: no router passes on what comes from a link-local address.
+        let stays = packet.dst.is_multicast() || self.policy.is_ours(packet.dst);
+        if src.is_unicast_link_local() && !stays {
+            return Err(DropReason::UnroutableDestination);
+        }
+        if packet.protocol == ipv6::ICMP {
+            return self.push_icmp(&packet, station, trusted);
+        }
+        self.push_transport(&packet, station, trusted)
+    }
+
+    /// Checks a packet against what its frame leaves to us, and returns whether its checksums are
+    /// not to be looked at.
+    fn check(&self, packet: &ip::Packet<'_>, offload: Offload) -> Result<bool, DropReason> {
+        check_offload(packet, offload)?;
+        if offload.gso == Gso::None && packet.bytes.len() > usize::from(self.config.mtu) {
+            return Err(DropReason::TooLong);
+        }
+        Ok(offload.needs_csum || offload.data_valid)
+    }
+
+    fn push_icmp(
+        &mut self,
+        packet: &ip::Packet<'_>,
+        station: &Mac,
+        trusted: bool,
+    ) -> Result<(), DropReason> {
+        if !trusted && !icmp::has_valid_checksum(packet) {
+            return Err(DropReason::BadIcmp);
+        }
+        let (kind, now) = (packet.payload().first().copied(), self.micros());
+        let outbox = &mut self.outbox;
+        let is_echo = kind == Some(icmp::echo_types(packet.src).0);
+        match &mut self.router {
+            Some(router) if packet.src.is_ipv6() && !is_echo => {
+                router.push(packet, station, &self.policy, self.dns.search(), outbox, now)
             }
-            ipv4::UDP => self.push_udp(&packet, station, trusted),
-            ipv4::ICMP => echo::push(&packet, trusted, &self.policy, &mut self.outbox),
+            _ if packet.src.is_unspecified() => Err(DropReason::SpoofedSource),
+            _ => self.pings.push(packet, &self.policy, &self.poller, outbox, now),
+        }
+    }
+
+    fn push_transport(
+        &mut self,
+        packet: &ip::Packet<'_>,
+        station: &Mac,
+        trusted: bool,
+    ) -> Result<(), DropReason> {
+        match packet.protocol {
+            ip::TCP => {
+                let (tcp, mut around) = self.tcp_and_surroundings();
+                tcp.push(packet, trusted, &mut around)
+            }
+            ip::UDP => self.push_udp(packet, station, trusted),
             _ => Err(DropReason::UnknownProtocol),
         }
     }
@@ -181,11 +261,11 @@ impl Nat {
     /// Takes a packet of a guest without an address, which only DHCP has a use for.
     fn push_addressless(
         &mut self,
-        packet: &ipv4::Packet<'_>,
+        packet: &ip::Packet<'_>,
         station: &Mac,
         trusted: bool,
     ) -> Result<(), DropReason> {
-        if packet.protocol != ipv4::UDP {
+        if packet.protocol != ip::UDP {
             return Err(DropReason::SpoofedSource);
         }
         let datagram = read_udp(packet, trusted)?;
@@ -197,12 +277,15 @@ impl Nat {
 
     fn push_udp(
         &mut self,
-        packet: &ipv4::Packet<'_>,
+        packet: &ip::Packet<'_>,
         station: &Mac,
         trusted: bool,
     ) -> Result<(), DropReason> {
         let datagram = read_udp(packet, trusted)?;
-        let to_server = packet.dst == self.config.gateway || packet.dst.is_broadcast();
+        let to_server = match packet.dst {
+            IpAddr::V4(dst) => dst == self.config.gateway || dst.is_broadcast(),
+            IpAddr::V6(_) => false,
+        };
         if to_server && datagram.dst_port == dhcp::SERVER_PORT {
             return self.push_dhcp(&datagram, station);
         }
@@ -212,17 +295,18 @@ impl Nat {
             Ok(Route::Resolver) => {
                 self.activity.dns_queries += 1;
                 let payload = datagram.payload;
-                self.dns.push(payload, datagram.src_port, poller, outbox, now)
+                let client = Client { guest: (packet.src, datagram.src_port), server: packet.dst };
+                self.dns.push(payload, client, poller, outbox, now)
             }
             Ok(Route::Host(target)) => {
-                self.udp.push(packet.dst, &datagram, target, poller, outbox, now)
+                self.udp.push(packet, &datagram, target, poller, outbox, now)
             }
             Ok(Route::Service(_)) => Err(DropReason::Denied),
             Err(reason) => {
                 if reason == DropReason::Denied {
+                    let guest = (packet.src, datagram.src_port);
                     let remote = (packet.dst, datagram.dst_port);
-                    let why = icmp::Unreachable::Prohibited;
-                    udp::report(outbox, remote, datagram.src_port, why);
+                    udp::report(outbox, guest, remote, icmp::Unreachable::Prohibited);
                 }
                 Err(reason)
             }
@@ -234,7 +318,8 @@ impl Nat {
         datagram: &udp_wire::Datagram<'_>,
         station: &Mac,
     ) -> Result<(), DropReason> {
-        let outcome = self.dhcp.push(datagram.payload, station, &mut self.outbox)?;
+        let outcome =
+            self.dhcp.push(datagram.payload, station, self.dns.search(), &mut self.outbox)?;
         self.learn(station);
         let lease = match outcome {
             Outcome::Offered => Lease::Offered,
@@ -274,6 +359,7 @@ impl Nat {
                     Token::Wake => self.take_requests(),
                     Token::Udp(slot) => self.udp.readable(slot),
                     Token::Dns(slot) => self.dns.readable(slot),
+                    Token::Ping(slot) => self.pings.readable(slot),
                     Token::Tcp(slot) => {
                         let (tcp, mut around) = self.tcp_and_surroundings();
                         tcp.event(slot, &event, &mut around);
@@ -316,6 +402,48 @@ impl Nat {
         }
     }
 
+    /// Copies the next frame for the guest into `buf`.
+    fn next_frame(&mut self, buf: &mut [u8]) -> Option<Pulled> {
+        let now = self.micros();
+        loop {
+            let taken = self.outbox.take(|frame, offload| {
+                let len = frame.len();
+                buf.get_mut(..len)?.copy_from_slice(frame);
+                Some(Pulled { len, offload })
+            });
+            return match taken {
+                // Longer than the buffer.
+                Some(None) => continue,
+                Some(Some(pulled)) => Some(pulled),
+                None if self.tcp.has_orphans() => {
+                    self.tcp.reset_orphans(&mut self.outbox);
+                    continue;
+                }
+                None if self.has_backlog() => {
+                    self.receive(now);
+                    if self.outbox.is_empty() {
+                        self.tcp.pull(&self.outbox, buf, now)
+                    } else {
+                        continue;
+                    }
+                }
+                None => self.tcp.pull(&self.outbox, buf, now),
+            };
+        }
+    }
+
+    /// Moves datagrams from the host to the outbox, as far as it has room.
+    fn receive(&mut self, now: Micros) {
+        self.dns.receive(&self.poller, &mut self.outbox, now);
+        self.udp.receive(&mut self.outbox, now);
+        self.pings.receive(&mut self.outbox, now);
+    }
+
+    /// Whether [`receive`](Nat::receive) has left something for want of room.
+    fn has_backlog(&self) -> bool {
+        self.udp.has_backlog() || self.dns.has_backlog() || self.pings.has_backlog()
+    }
+
     fn publish(&mut self) {
         self.activity.tcp_flows = self.tcp.len();
         self.activity.tcp_flows_total = self.tcp.opened();
@@ -335,36 +463,16 @@ impl Link for Nat {
     }
 
     fn pull(&mut self, buf: &mut [u8]) -> Option<Pulled> {
-        let now = self.micros();
-        loop {
-            let taken = self.outbox.take(|frame, offload| {
-                let len = frame.len();
-                buf.get_mut(..len)?.copy_from_slice(frame);
-                Some(Pulled { len, offload })
-            });
-            let pulled = match taken {
-                // Longer than the buffer.
-                Some(None) => continue,
-                Some(Some(pulled)) => pulled,
-                None if self.tcp.has_orphans() => {
-                    self.tcp.reset_orphans(&mut self.outbox);
-                    continue;
-                }
-                None if self.udp.has_backlog() || self.dns.has_backlog() => {
-                    self.dns.receive(&self.poller, &mut self.outbox, now);
-                    self.udp.receive(&mut self.outbox, now);
-                    if self.outbox.is_empty() {
-                        self.tcp.pull(&self.outbox, buf, now)?
-                    } else {
-                        continue;
-                    }
-                }
-                None => self.tcp.pull(&self.outbox, buf, now)?,
-            };
-            self.activity.frames_to_guest += 1;
-            self.activity.bytes_to_guest += pulled.len as u64;
-            return Some(pulled);
-        }
+        let Some(pulled) = self.next_frame(buf) else {
+            // Flows are removed when they have nothing left to send, and the next poll may be far.
+            if self.activity.tcp_flows != self.tcp.len() {
+                self.publish();
+            }
+            return None;
+        };
+        self.activity.frames_to_guest += 1;
+        self.activity.bytes_to_guest += pulled.len as u64;
+        Some(pulled)
     }
 
     fn poll(&mut self, now: Instant) {
@@ -374,9 +482,12 @@ impl Link for Nat {
         let micros = self.micros();
         self.take_events();
         self.dns.expire(&self.poller, &mut self.outbox, micros);
-        self.dns.receive(&self.poller, &mut self.outbox, micros);
-        self.udp.receive(&mut self.outbox, micros);
+        self.receive(micros);
         self.udp.expire(micros);
+        self.pings.expire(micros);
+        if let Some(router) = &mut self.router {
+            router.expire(self.dns.search(), &mut self.outbox, micros);
+        }
         self.serve_dials();
         let gateway = self.config.gateway;
         let (tcp, around) = self.tcp_and_surroundings();
@@ -390,8 +501,11 @@ impl Link for Nat {
             return Some(now);
         }
         let arp = (!self.waiting.is_empty()).then_some(self.next_arp);
-        [self.tcp.deadline(), self.udp.deadline(), self.dns.deadline(), arp]
+        let router = self.router.as_ref().and_then(Router::deadline);
+        let datagrams = [self.udp.deadline(), self.dns.deadline(), self.pings.deadline()];
+        [self.tcp.deadline(), arp, router]
             .into_iter()
+            .chain(datagrams)
             .flatten()
             .min()
             .and_then(|at| self.start.checked_add(Duration::from_micros(at)))
@@ -418,6 +532,9 @@ impl Link for Nat {
             self.activity.lease = Lease::None;
             self.activity.lease_since = None;
             self.activity.address_seen = None;
+            if let Some(router) = &mut self.router {
+                router.stop();
+            }
         }
         self.publish();
     }
@@ -439,6 +556,7 @@ impl Link for Nat {
             lease: self.activity.lease,
             driver_up: self.activity.driver_up,
             address_seen: self.activity.address_seen.is_some(),
+            router_asked: self.router.as_ref().is_some_and(Router::is_asked),
             next_port: self.tcp.next_port(),
             orphans: self.tcp.orphans(),
         };
@@ -465,6 +583,12 @@ impl Link for Nat {
         self.activity.lease_since = (saved.lease != Lease::None).then_some(self.now);
         self.activity.address_seen = saved.address_seen.then_some(self.now);
         self.tcp.adopt(saved.orphans, saved.next_port);
+        let now = self.micros();
+        if let Some(router) = &mut self.router
+            && saved.router_asked
+        {
+            router.resume(now);
+        }
         self.restored = true;
         self.publish();
         Ok(())
@@ -478,10 +602,10 @@ impl Drop for Nat {
 }
 
 /// Checks that what a frame leaves to us is something its packet has.
-fn check_offload(packet: &ipv4::Packet<'_>, offload: Offload) -> Result<(), DropReason> {
+fn check_offload(packet: &ip::Packet<'_>, offload: Offload) -> Result<(), DropReason> {
     let field = match packet.protocol {
-        ipv4::TCP => Some(16),
-        ipv4::UDP => Some(udp_wire::CHECKSUM_OFFSET as u16),
+        ip::TCP => Some(16),
+        ip::UDP => Some(udp_wire::CHECKSUM_OFFSET as u16),
         _ => None,
     };
     let start = ethernet::HEADER_LEN + packet.header_len;
@@ -489,8 +613,13 @@ fn check_offload(packet: &ipv4::Packet<'_>, offload: Offload) -> Result<(), Drop
         || (usize::from(offload.csum_start) == start && Some(offload.csum_offset) == field);
     let fits_gso = match offload.gso {
         Gso::None => true,
-        Gso::TcpV4 => packet.protocol == ipv4::TCP && offload.needs_csum && offload.gso_size > 0,
-        Gso::TcpV6 => false,
+        Gso::TcpV4 | Gso::TcpV6 => {
+            let is_v6 = offload.gso == Gso::TcpV6;
+            packet.src.is_ipv6() == is_v6
+                && packet.protocol == ip::TCP
+                && offload.needs_csum
+                && offload.gso_size > 0
+        }
     };
     match fits_csum && fits_gso {
         true => Ok(()),
@@ -500,11 +629,13 @@ fn check_offload(packet: &ipv4::Packet<'_>, offload: Offload) -> Result<(), Drop
 
 /// Reads the datagram in a packet; `trusted` skips its checksum.
 fn read_udp<'a>(
-    packet: &ipv4::Packet<'a>,
+    packet: &ip::Packet<'a>,
     trusted: bool,
 ) -> Result<udp_wire::Datagram<'a>, DropReason> {
     let datagram = udp_wire::Datagram::read(packet.payload()).ok_or(DropReason::BadUdp)?;
-    if trusted || datagram.has_no_checksum || packet.has_valid_transport_checksum() {
+    // RFC 8200, section 8.1: over IPv6 there is always one.
+    let has_none = datagram.has_no_checksum && packet.src.is_ipv4();
+    if trusted || has_none || packet.has_valid_transport_checksum() {
         Ok(datagram)
     } else {
         Err(DropReason::BadUdp)

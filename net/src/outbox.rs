@@ -5,18 +5,16 @@
 //! not pass through here: it is written straight into the puller's buffer.
 
 use std::collections::VecDeque;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use crate::link::{Gso, GuestOffloads, Offload};
 use crate::wire::checksum::Sum;
 use crate::wire::ethernet::{self, Mac};
-use crate::wire::{icmp, ipv4, udp};
+use crate::wire::{icmp, ip, udp};
 
 /// Length in bytes of the ring: a few of the largest datagrams.
 const RING_LEN: usize = 512 << 10;
 const MAX_FRAMES: usize = 1024;
-
-const UDP_PAYLOAD: usize = ethernet::HEADER_LEN + ipv4::HEADER_LEN + udp::HEADER_LEN;
 
 #[derive(Clone, Copy, Debug)]
 struct Waiting {
@@ -115,97 +113,108 @@ impl Outbox {
     /// Queues a UDP datagram to the guest whose payload of at most `max` bytes `fill` writes.
     pub(crate) fn queue_udp(
         &mut self,
-        from: (Ipv4Addr, u16),
-        port: u16,
+        from: (IpAddr, u16),
+        to: (IpAddr, u16),
         max: usize,
         fill: impl FnOnce(&mut [u8]) -> Option<usize>,
     ) -> Option<()> {
-        let to = self.addresses.guest;
         let mac = self.addresses.guest_mac;
-        self.queue_udp_to(from, (to, port), mac, max, fill)
+        self.queue_udp_to(from, to, mac, max, fill)
     }
 
     /// Queues a UDP datagram to any address and station.
     pub(crate) fn queue_udp_to(
         &mut self,
-        from: (Ipv4Addr, u16),
-        to: (Ipv4Addr, u16),
+        from: (IpAddr, u16),
+        to: (IpAddr, u16),
         mac: Mac,
         max: usize,
         fill: impl FnOnce(&mut [u8]) -> Option<usize>,
     ) -> Option<()> {
-        self.queue(UDP_PAYLOAD + max, |frame, addresses, guest| {
-            let len = UDP_PAYLOAD + fill(&mut frame[UDP_PAYLOAD..])?;
+        let header_len = ip::header_len(from.0);
+        let payload = ethernet::HEADER_LEN + header_len + udp::HEADER_LEN;
+        self.queue(payload + max, |frame, addresses, guest| {
+            let len = payload + fill(&mut frame[payload..])?;
             let frame = &mut frame[..len];
-            ethernet::write(frame, &mac, &addresses.gateway_mac, ethernet::TYPE_IPV4);
+            ethernet::write(frame, &mac, &addresses.gateway_mac, ip::ether_type(from.0));
             let packet = &mut frame[ethernet::HEADER_LEN..];
-            udp::write(&mut packet[ipv4::HEADER_LEN..], from.1, to.1);
-            ipv4::write(packet, from.0, to.0, ipv4::UDP);
+            udp::write(&mut packet[header_len..], from.1, to.1);
+            ip::write(packet, from.0, to.0, ip::UDP);
             // Whole, as DHCP clients on raw sockets know nothing of partial checksums.
             let whole = GuestOffloads::default();
-            fill_transport_checksum(frame, udp::CHECKSUM_OFFSET, whole);
+            let kind = (ip::UDP, udp::CHECKSUM_OFFSET);
+            fill_transport_checksum(frame, (from.0, to.0), kind, whole);
             let offload = Offload { data_valid: guest.csum, ..Offload::default() };
             Some((len, offload))
         })
     }
 
-    /// Tells the guest that a destination of its cannot be reached.
+    /// Tells the guest that a packet of its does not get where it should.
     pub(crate) fn queue_unreachable(
         &mut self,
-        from: Ipv4Addr,
+        from: IpAddr,
         why: icmp::Unreachable,
         quote: &icmp::Quote,
     ) -> Option<()> {
-        const ICMP: usize = ethernet::HEADER_LEN + ipv4::HEADER_LEN;
-        let len = ICMP + icmp::UNREACHABLE_LEN;
-        self.queue(len, |frame, addresses, _| {
-            ethernet::write(
-                frame,
-                &addresses.guest_mac,
-                &addresses.gateway_mac,
-                ethernet::TYPE_IPV4,
-            );
-            icmp::write_unreachable(&mut frame[ICMP..], why, quote);
-            ipv4::write(&mut frame[ethernet::HEADER_LEN..], from, addresses.guest, ipv4::ICMP);
+        self.queue_icmp(from, quote.src, icmp::error_len(from), |message| {
+            icmp::write_error(message, from, why, quote);
+            Some(message.len())
+        })
+    }
+
+    /// Queues an ICMP message of at most `max` bytes to the guest; `fill` writes it with its checksum
+    /// and returns its length.
+    pub(crate) fn queue_icmp(
+        &mut self,
+        from: IpAddr,
+        to: IpAddr,
+        max: usize,
+        fill: impl FnOnce(&mut [u8]) -> Option<usize>,
+    ) -> Option<()> {
+        let start = ethernet::HEADER_LEN + ip::header_len(from);
+        self.queue(start + max, |frame, addresses, _| {
+            let len = start + fill(&mut frame[start..])?;
+            let Addresses { guest_mac, gateway_mac, .. } = addresses;
+            ethernet::write(frame, guest_mac, gateway_mac, ip::ether_type(from));
+            ip::write(&mut frame[ethernet::HEADER_LEN..len], from, to, icmp::protocol(from));
             Some((len, Offload::default()))
         })
     }
 }
 
-/// Completes a frame of IPv4 without options and TCP or UDP, whose checksum field is empty: with
-/// the pseudo-header's sum where the guest takes the rest over, else with the whole.
+/// Completes a frame of IP without options and TCP or UDP between two addresses, whose checksum field
+/// is empty: with the pseudo-header's sum where the guest takes the rest over, else with the whole.
 ///
 /// # Panics
 /// Panics when the frame is shorter than its headers.
-pub(crate) fn fill_transport_checksum(
+fn fill_transport_checksum(
     frame: &mut [u8],
-    checksum_offset: usize,
+    (src, dst): (IpAddr, IpAddr),
+    (protocol, checksum_offset): (u8, usize),
     guest: GuestOffloads,
 ) -> Offload {
-    const TRANSPORT: usize = ethernet::HEADER_LEN + ipv4::HEADER_LEN;
-    let (head, transport) = frame.split_at_mut(TRANSPORT);
-    let address = |at: usize| Ipv4Addr::new(head[at], head[at + 1], head[at + 2], head[at + 3]);
-    let protocol = head[ethernet::HEADER_LEN + 9];
-    let pseudo = Sum::pseudo_header(address(26), address(30), protocol, transport.len());
+    let start = ethernet::HEADER_LEN + ip::header_len(src);
+    let transport = &mut frame[start..];
+    let pseudo = Sum::pseudo_header(src, dst, protocol, transport.len());
     let field = checksum_offset..checksum_offset + 2;
     if guest.csum {
         transport[field].copy_from_slice(&pseudo.partial());
         return Offload {
             needs_csum: true,
-            csum_start: TRANSPORT as u16,
+            csum_start: start as u16,
             csum_offset: checksum_offset as u16,
             ..Offload::default()
         };
     }
     let sum = match pseudo.add(transport).complement() {
-        [0, 0] if protocol == ipv4::UDP => [0xff, 0xff],
+        [0, 0] if protocol == ip::UDP => [0xff, 0xff],
         sum => sum,
     };
     transport[field].copy_from_slice(&sum);
     Offload::default()
 }
 
-/// Completes a frame that holds an IPv4 packet of TCP: addresses, checksum, segmentation.
+/// Completes a frame that holds an IP packet of TCP: addresses, checksum, segmentation.
 ///
 /// # Panics
 /// Panics when the frame is shorter than its headers.
@@ -216,13 +225,19 @@ pub(crate) fn finish_tcp(
     guest: GuestOffloads,
 ) -> Offload {
     const CHECKSUM_OFFSET: usize = 16;
-    const DATA_OFFSET: usize = ethernet::HEADER_LEN + ipv4::HEADER_LEN + 12;
-    ethernet::write(frame, &addresses.guest_mac, &addresses.gateway_mac, ethernet::TYPE_IPV4);
-    let mut offload = fill_transport_checksum(frame, CHECKSUM_OFFSET, guest);
+    const DATA_OFFSET: usize = 12;
+    let ends = ip::addresses(&frame[ethernet::HEADER_LEN..]);
+    let Addresses { guest_mac, gateway_mac, .. } = addresses;
+    ethernet::write(frame, guest_mac, gateway_mac, ip::ether_type(ends.0));
+    let mut offload = fill_transport_checksum(frame, ends, (ip::TCP, CHECKSUM_OFFSET), guest);
     if let Some(size) = segment {
-        offload.gso = Gso::TcpV4;
+        offload.gso = match ends.0 {
+            IpAddr::V4(_) => Gso::TcpV4,
+            IpAddr::V6(_) => Gso::TcpV6,
+        };
         offload.gso_size = size;
-        offload.hdr_len = offload.csum_start + u16::from(frame[DATA_OFFSET] >> 4) * 4;
+        let data_offset = frame[usize::from(offload.csum_start) + DATA_OFFSET];
+        offload.hdr_len = offload.csum_start + u16::from(data_offset >> 4) * 4;
     }
     offload
 }
@@ -282,9 +297,10 @@ mod tests {
         for csum in [false, true] {
             let mut outbox = outbox();
             outbox.guest.csum = csum;
-            let from = (Ipv4Addr::new(192, 0, 2, 1), 99);
+            let from = (Ipv4Addr::new(192, 0, 2, 1).into(), 99);
+            let to = (Ipv4Addr::new(10, 0, 2, 15).into(), 1234);
             outbox
-                .queue_udp(from, 1234, 100, |payload| {
+                .queue_udp(from, to, 100, |payload| {
                     payload[..3].copy_from_slice(b"abc");
                     Some(3)
                 })
@@ -292,7 +308,7 @@ mod tests {
             outbox
                 .take(|frame, offload| {
                     assert_eq!(frame.len(), 45);
-                    let packet = ipv4::Packet::read(&frame[14..]).unwrap();
+                    let packet = ip::Packet::read(&frame[14..]).unwrap();
                     assert_eq!((offload.needs_csum, offload.data_valid), (false, csum));
                     assert!(packet.has_valid_transport_checksum());
                     let datagram = udp::Datagram::read(packet.payload()).unwrap();

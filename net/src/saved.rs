@@ -6,7 +6,7 @@
 //! clients ask again, waiting frames, and counts.
 
 use std::io;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use crate::handle::Lease;
 use crate::tcp::Key;
@@ -14,9 +14,9 @@ use crate::tcp::orphans::{Numbers, Orphan};
 use crate::wire::ethernet::{self, Mac};
 
 const MAGIC: [u8; 4] = *b"KNAT";
-const VERSION: u16 = 1;
+const VERSION: u16 = 2;
 /// Length in bytes of one connection, and of the checksum.
-const ORPHAN_LEN: usize = 20;
+const ORPHAN_LEN: usize = 48;
 const SUM_LEN: usize = 8;
 /// More connections than a network can have: flows, and those that were yet to be reset.
 const MAX_ORPHANS: usize = 1 << 16;
@@ -34,6 +34,8 @@ pub(crate) struct Saved {
     pub(crate) driver_up: bool,
     /// Whether the guest has been seen to use its address.
     pub(crate) address_seen: bool,
+    /// Whether the guest has asked for an IPv6 router.
+    pub(crate) router_asked: bool,
     /// The port that the next dial comes from.
     pub(crate) next_port: u16,
     pub(crate) orphans: Vec<Orphan>,
@@ -51,13 +53,15 @@ impl Saved {
         bytes.extend(self.gateway_mac);
         bytes.extend(self.guest_mac.unwrap_or_default());
         bytes.push(lease_code(self.lease));
-        bytes.push(u8::from(self.driver_up) | u8::from(self.address_seen) << 1);
+        let flags = [self.driver_up, self.address_seen, self.router_asked];
+        bytes.push(flags.iter().rev().fold(0, |bits, flag| bits << 1 | u8::from(*flag)));
         bytes.extend(self.next_port.to_be_bytes());
         bytes.extend((orphans.len() as u32).to_be_bytes());
         for Orphan { key, numbers } in orphans {
             bytes.extend(key.guest_port.to_be_bytes());
             bytes.extend(key.remote_port.to_be_bytes());
-            bytes.extend(key.remote.octets());
+            bytes.extend(octets(key.guest));
+            bytes.extend(octets(key.remote));
             bytes.extend(numbers.acknowledged.to_be_bytes());
             bytes.extend(numbers.given.to_be_bytes());
             bytes.extend(numbers.expected.to_be_bytes());
@@ -109,6 +113,7 @@ impl Saved {
             lease,
             driver_up: flags & 1 != 0,
             address_seen: flags & 2 != 0,
+            router_asked: flags & 4 != 0,
             next_port,
             orphans,
         })
@@ -128,7 +133,12 @@ impl Fields<'_> {
     fn orphan(&mut self) -> io::Result<Orphan> {
         let guest_port = u16::from_be_bytes(self.take()?);
         let remote_port = u16::from_be_bytes(self.take()?);
-        let key = Key { guest_port, remote: Ipv4Addr::from(self.take::<4>()?), remote_port };
+        let guest = address(self.take()?);
+        let remote = address(self.take()?);
+        if guest.is_ipv4() != remote.is_ipv4() {
+            return Err(damaged("a connection has ends of two families"));
+        }
+        let key = Key { guest, guest_port, remote, remote_port };
         let numbers = Numbers {
             acknowledged: u32::from_be_bytes(self.take()?),
             given: u32::from_be_bytes(self.take()?),
@@ -136,6 +146,19 @@ impl Fields<'_> {
         };
         Ok(Orphan { key, numbers })
     }
+}
+
+/// Returns an address in 16 bytes; those of IPv4 are mapped (RFC 4291, section 2.5.5.2), which no
+/// address of a connection over IPv6 is.
+fn octets(address: IpAddr) -> [u8; 16] {
+    match address {
+        IpAddr::V4(address) => address.to_ipv6_mapped().octets(),
+        IpAddr::V6(address) => address.octets(),
+    }
+}
+
+fn address(octets: [u8; 16]) -> IpAddr {
+    IpAddr::V6(Ipv6Addr::from(octets)).to_canonical()
 }
 
 fn damaged(how: &str) -> io::Error {
@@ -171,8 +194,13 @@ mod tests {
     use super::*;
 
     fn saved() -> Saved {
-        let orphan = |guest_port| Orphan {
-            key: Key { guest_port, remote: Ipv4Addr::new(192, 0, 2, 1), remote_port: 443 },
+        let orphan = |guest_port, guest: &str, remote: &str| Orphan {
+            key: Key {
+                guest: guest.parse().unwrap(),
+                guest_port,
+                remote: remote.parse().unwrap(),
+                remote_port: 443,
+            },
             numbers: Numbers { acknowledged: 0xffff_fff0, given: 16, expected: 77 },
         };
         Saved {
@@ -183,8 +211,12 @@ mod tests {
             lease: Lease::Bound,
             driver_up: true,
             address_seen: true,
+            router_asked: true,
             next_port: 50_000,
-            orphans: vec![orphan(4000), orphan(4001)],
+            orphans: vec![
+                orphan(4000, "10.0.2.15", "192.0.2.1"),
+                orphan(4001, "fd00::5054:ff:fe12:3456", "2001:db8::1"),
+            ],
         }
     }
 
@@ -200,7 +232,8 @@ mod tests {
     fn what_was_saved_reads_back() {
         for (at, lease) in LEASES.into_iter().enumerate() {
             let (driver_up, address_seen) = (at % 2 == 0, at > 2);
-            let saved = Saved { lease, driver_up, address_seen, ..saved() };
+            let router_asked = at == 3;
+            let saved = Saved { lease, driver_up, address_seen, router_asked, ..saved() };
             assert_eq!(Saved::from_bytes(&saved.to_bytes()).unwrap(), saved);
         }
         let unknown = Saved { guest_mac: None, orphans: vec![], ..saved() };
@@ -244,5 +277,7 @@ mod tests {
         assert!(with(30, 0xff).unwrap_err().contains("length"));
         assert!(with(33, 1).unwrap_err().contains("length"));
         assert!(with(33, 2).is_ok());
+        // One end of the first connection is no longer a mapped address.
+        assert!(with(38, 1).unwrap_err().contains("families"));
     }
 }

@@ -5,9 +5,10 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsFd;
 
+use crate::host::errors::{self, Reported};
 use crate::host::poller::{Poller, Token};
 use crate::host::socket::Socket;
 use crate::link::DropReason;
@@ -15,25 +16,26 @@ use crate::outbox::Outbox;
 use crate::policy::DNS_PORT;
 use crate::slab::{Slab, Slot};
 use crate::timers::{Micros, Timers};
-use crate::wire::{icmp, ipv4, udp};
+use crate::wire::{icmp, ip, udp};
 
 /// How long a flow lives without traffic.
 const IDLE: Micros = 60_000_000;
 /// The same for a flow to a name server, which is over with its answer.
 const IDLE_DNS: Micros = 15_000_000;
 
-/// Names a flow: the guest's port, and the destination as the guest sees it.
+/// Names a flow: the guest's end, and the destination as the guest sees it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct Key {
-    guest_port: u16,
-    remote: Ipv4Addr,
-    remote_port: u16,
+    guest: (IpAddr, u16),
+    remote: (IpAddr, u16),
 }
 
 #[derive(Debug)]
 struct Flow {
     key: Key,
     socket: Socket,
+    /// Whether the host must not fragment the guest's datagrams either.
+    whole: bool,
     /// Whether the flow waits in the backlog.
     queued: bool,
 }
@@ -47,7 +49,7 @@ pub(crate) struct UdpFlows {
     /// Flows whose sockets may hold datagrams for the guest.
     backlog: VecDeque<Slot>,
     limit: usize,
-    max_payload: usize,
+    mtu: usize,
 }
 
 impl UdpFlows {
@@ -58,7 +60,7 @@ impl UdpFlows {
             timers: Timers::default(),
             backlog: VecDeque::new(),
             limit: limit.max(1),
-            max_payload: usize::from(mtu) - ipv4::HEADER_LEN - udp::HEADER_LEN,
+            mtu: usize::from(mtu),
         }
     }
 
@@ -69,14 +71,15 @@ impl UdpFlows {
     /// Sends a datagram of the guest's on to `target`.
     pub(crate) fn push(
         &mut self,
-        remote: Ipv4Addr,
+        packet: &ip::Packet<'_>,
         datagram: &udp::Datagram<'_>,
         target: SocketAddr,
         poller: &Poller,
         outbox: &mut Outbox,
         now: Micros,
     ) -> Result<(), DropReason> {
-        let key = Key { guest_port: datagram.src_port, remote, remote_port: datagram.dst_port };
+        let key =
+            Key { guest: (packet.src, datagram.src_port), remote: (packet.dst, datagram.dst_port) };
         let opened = match self.by_key.get(&key) {
             Some(slot) => Ok(*slot),
             None => self.open(key, target, poller),
@@ -84,19 +87,27 @@ impl UdpFlows {
         let sent = opened.and_then(|slot| {
             let flow = self.flows.get_mut(slot).ok_or(io::ErrorKind::NotFound)?;
             self.timers.set(slot, Some(now + idle(&key)));
-            // A pending ICMP error is reported once, in place of a send.
-            match flow.socket.send(datagram.payload) {
-                Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
-                    unreachable(outbox, &key, &error);
-                    flow.socket.send(datagram.payload)
-                }
-                result => result,
+            let whole = packet.forbids_fragments();
+            if whole != flow.whole && flow.socket.forbid_fragments(target.ip(), whole).is_ok() {
+                flow.whole = whole;
             }
+            let mut result = flow.socket.send(datagram.payload);
+            // An ICMP error that is pending is reported once, in place of a send.
+            if let Err(error) = &result
+                && take_errors(flow, outbox)
+                && !is_too_long(error)
+            {
+                result = flow.socket.send(datagram.payload);
+            }
+            result
         });
         match sent {
             Ok(_) => Ok(()),
+            Err(error) if is_too_long(&error) => Err(DropReason::TooLong),
             Err(error) => {
-                unreachable(outbox, &key, &error);
+                if let Some(why) = icmp::Unreachable::from_host_error(&error) {
+                    report(outbox, key.guest, key.remote, why);
+                }
                 Err(DropReason::HostError)
             }
         }
@@ -110,7 +121,7 @@ impl UdpFlows {
         }
         let socket = Socket::connect_udp(target)?;
         poller.watch(socket.as_fd(), Token::Udp(self.flows.next_slot()))?;
-        let slot = self.flows.insert(Flow { key, socket, queued: false });
+        let slot = self.flows.insert(Flow { key, socket, whole: false, queued: false });
         self.by_key.insert(key, slot);
         Ok(slot)
     }
@@ -136,7 +147,7 @@ impl UdpFlows {
     pub(crate) fn receive(&mut self, outbox: &mut Outbox, now: Micros) {
         while let Some(&slot) = self.backlog.front() {
             if let Some(flow) = self.flows.get_mut(slot) {
-                if !drain(flow, outbox, self.max_payload) {
+                if !drain(flow, outbox, self.mtu) {
                     return;
                 }
                 flow.queued = false;
@@ -165,16 +176,16 @@ impl UdpFlows {
 }
 
 /// Empties a flow's socket into the outbox; `false` when the outbox is full.
-fn drain(flow: &mut Flow, outbox: &mut Outbox, max_payload: usize) -> bool {
+fn drain(flow: &mut Flow, outbox: &mut Outbox, mtu: usize) -> bool {
+    let max_payload = mtu - ip::header_len(flow.key.remote.0) - udp::HEADER_LEN;
     loop {
         let mut received = Ok(0);
         let key = flow.key;
-        let from = (key.remote, key.remote_port);
-        let room = outbox.has_room(max_payload + 64);
+        let room = outbox.has_room(mtu + 64);
         if !room {
             return false;
         }
-        outbox.queue_udp(from, key.guest_port, max_payload, |payload| {
+        outbox.queue_udp(key.remote, key.guest, max_payload, |payload| {
             received = flow.socket.receive(payload, libc::MSG_TRUNC);
             let len = *received.as_ref().ok()?;
             // A datagram beyond the MTU is dropped, as there is no one to fragment it.
@@ -183,39 +194,57 @@ fn drain(flow: &mut Flow, outbox: &mut Outbox, max_payload: usize) -> bool {
         match received {
             Ok(_) => {}
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return true,
-            Err(error) => {
-                unreachable(outbox, &key, &error);
+            Err(_) => {
+                take_errors(flow, outbox);
             }
         }
     }
 }
 
-/// Tells the guest what the host has learnt of a destination.
-fn unreachable(outbox: &mut Outbox, key: &Key, error: &io::Error) {
-    if let Some(why) = icmp::Unreachable::from_host_error(error) {
-        report(outbox, (key.remote, key.remote_port), key.guest_port, why);
-    }
+/// Tells the guest what the host has learnt of a flow's destination; returns whether it has.
+fn take_errors(flow: &Flow, outbox: &mut Outbox) -> bool {
+    let Key { guest, remote } = flow.key;
+    let mut any = false;
+    errors::drain(&flow.socket, |Reported { why, by }| {
+        any = true;
+        let by = by.filter(|by| by.is_ipv4() == remote.0.is_ipv4());
+        report_from(outbox, by.unwrap_or(remote.0), guest, remote, why);
+    });
+    any
+}
+
+fn is_too_long(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(libc::EMSGSIZE)
 }
 
 /// Tells the guest that its datagrams to `remote` do not get there.
 pub(crate) fn report(
     outbox: &mut Outbox,
-    remote: (Ipv4Addr, u16),
-    guest_port: u16,
+    guest: (IpAddr, u16),
+    remote: (IpAddr, u16),
+    why: icmp::Unreachable,
+) {
+    report_from(outbox, remote.0, guest, remote, why);
+}
+
+fn report_from(
+    outbox: &mut Outbox,
+    by: IpAddr,
+    guest: (IpAddr, u16),
+    remote: (IpAddr, u16),
     why: icmp::Unreachable,
 ) {
     let mut transport = [0; 8];
-    transport[..2].copy_from_slice(&guest_port.to_be_bytes());
+    transport[..2].copy_from_slice(&guest.1.to_be_bytes());
     transport[2..4].copy_from_slice(&remote.1.to_be_bytes());
     transport[5] = udp::HEADER_LEN as u8;
-    let quote =
-        icmp::Quote { src: outbox.addresses.guest, dst: remote.0, protocol: ipv4::UDP, transport };
+    let quote = icmp::Quote { src: guest.0, dst: remote.0, protocol: ip::UDP, transport };
     // Without room the message is lost, as ICMP may be.
-    let _ = outbox.queue_unreachable(remote.0, why, &quote);
+    let _ = outbox.queue_unreachable(by, why, &quote);
 }
 
 fn idle(key: &Key) -> Micros {
-    match key.remote_port {
+    match key.remote.1 {
         DNS_PORT => IDLE_DNS,
         _ => IDLE,
     }

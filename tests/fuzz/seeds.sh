@@ -9,7 +9,7 @@ for tool in qemu-img:qemu-utils gzip:gzip xz:xz-utils bzip2:bzip2 zstd:zstd; do
 done
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
-mkdir -p "$corpus"/{qcow2,vdi,vhd,vhdx,vmdk,ova,packed}
+mkdir -p "$corpus"/{qcow2,vdi,vhd,vhdx,vmdk,ova,packed,frames,dhcp,dns}
 raw=$work/disk.raw
 truncate -s 200K "$raw"
 printf 'kvmbake%.0s' {1..3000} | dd of="$raw" bs=1k seek=3 conv=notrunc status=none
@@ -57,6 +57,37 @@ gzip -c "$raw" > "$corpus/packed/gzip"
 xz -c "$raw" > "$corpus/packed/xz"
 bzip2 -c "$raw" > "$corpus/packed/bzip2"
 zstd -qc "$raw" > "$corpus/packed/zstd"
+# Messages by hand: what a guest sends to the network.
+hex() { local text; text=$(tr -d ' \n'); printf "$(sed 's/../\\x&/g' <<< "$text")"; }
+mac=525400123456
+hex > "$corpus/dns/query" <<< '1234 0120 0001 0000 0000 0001 01 61 04 74657374 00 0001 0001 00 0029 1000 00000000 0000'
+hex > "$corpus/dns/aaaa" <<< '1234 0100 0001 0000 0000 0000 03 777777 07 6578616d706c65 00 001c 0001'
+{
+    hex <<< '01010600 deadbeef 0000 0000'
+    head -c 16 /dev/zero
+    hex <<< "$mac"
+    head -c 202 /dev/zero
+} > "$work/bootp"
+for kind in 01 03 04 07 08; do
+    { cat "$work/bootp"; hex <<< "63825363 3501$kind 3204 0a00020f 3604 0a000202 3d0401020304 ff"; } > "$corpus/dhcp/type-$kind"
+done
+frame() { # file flags ether-type bytes: one frame of a sequence
+    local bytes=${4// /}
+    printf '%04x%s%s%s%s%s' $((14 + ${#bytes} / 2)) "$2" 52550a000202 "$mac" "$3" "$bytes" | hex >> "$corpus/frames/$1"
+}
+rm -f "$corpus"/frames/*
+frame arp 00 0806 "0001080006040001 $mac 0a00020f 000000000000 0a000202"
+ip4='0000 0000 40'
+frame ping 02 0800 "4500001c $ip4 01 0000 0a00020f 0a000202 0800 0000 0001 0001"
+frame dns 02 0800 "45000037 $ip4 11 0000 0a00020f 0a000203 0fa0 0035 0023 0000 1234 0100 0001 0000 0000 0000 01 61 04 74657374 00 0001 0001 0000"
+frame tcp 02 0800 "45000028 $ip4 06 0000 0a00020f 0a000202 0fa0 0050 00000001 00000000 5002 ffff 0000 0000"
+frame tcp 02 0800 "4500002c $ip4 06 0000 0a00020f 0a000202 0fa0 0050 00000002 00000001 5018 ffff 0000 0000 61626364"
+ip6="fd000000000000005054 00fffe123456 fd00000000000000 0000000000000002"
+link6="fe800000000000005054 00fffe123456 ff02000000000000 0000000000000002"
+frame ndp 02 86dd "60000000 0010 3a ff $link6 8500 0000 00000000 0101 $mac"
+frame ndp 02 86dd "60000000 0018 3a ff $ip6 8700 0000 00000000 fd00000000000000 0000000000000002"
+frame ndp 02 86dd "60000000 0008 3a 40 $ip6 8000 0000 0001 0001"
+frame tcp6 02 86dd "60000000 0014 06 40 $ip6 0fa0 0050 00000001 00000000 5002 ffff 0000 0000"
 if [ -n "$kvmbake" ]; then
     "$kvmbake" convert -f raw -o vmdk:subformat=streamOptimized "$raw" "$work/d.vmdk" "$work/d.vhdx" "$work/d.ova" 2> /dev/null
     mv "$work/d.vmdk" "$corpus/vmdk/own-stream"

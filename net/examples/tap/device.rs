@@ -15,6 +15,7 @@ const HEADER_LEN: usize = 10;
 const BATCH: usize = 64;
 const TUN_F_CSUM: libc::c_uint = 0x01;
 const TUN_F_TSO4: libc::c_uint = 0x02;
+const TUN_F_TSO6: libc::c_uint = 0x04;
 
 /// An open TAP device.
 pub struct Tap {
@@ -39,7 +40,7 @@ impl Tap {
         request.ifr_ifru.ifru_flags =
             (libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR) as libc::c_short;
         let header_len = HEADER_LEN as libc::c_int;
-        let flags = if offloads { TUN_F_CSUM | TUN_F_TSO4 } else { 0 };
+        let flags = if offloads { TUN_F_CSUM | TUN_F_TSO4 | TUN_F_TSO6 } else { 0 };
         let fd = file.as_raw_fd();
         // SAFETY: the requests take an ifreq, an int and flags, as they are given here; the
         // descriptor is open and the pointers outlive the calls.
@@ -62,7 +63,7 @@ impl Tap {
         link.set_guest_offloads(GuestOffloads {
             csum: self.offloads,
             tso4: self.offloads,
-            tso6: false,
+            tso6: self.offloads,
         });
         let mut buf = vec![0; HEADER_LEN + MAX_FRAME];
         loop {

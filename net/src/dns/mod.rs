@@ -1,4 +1,5 @@
-//! The name server: forwards queries to the host's resolvers and their answers back.
+//! The name server: forwards queries to the host's resolvers and their answers back. The addresses of
+//! names that the configuration or the host's own file has are answered here.
 //!
 //! Messages pass through unread but for their header and question, so EDNS, DNSSEC and types yet to
 //! come work as far as the host's resolvers do. Each query has a socket of its own, so that an
@@ -7,15 +8,16 @@
 //!
 //! Queries over TCP do not come here: they are ordinary TCP flows to a resolver.
 
+mod hosts;
 pub(crate) mod message;
 pub(crate) mod resolvers;
 
 use std::collections::VecDeque;
 use std::io;
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 use std::os::fd::AsFd;
 
-use crate::config::Resolvers;
+use crate::config::NatConfig;
 use crate::host::poller::{Poller, Token};
 use crate::host::socket::Socket;
 use crate::link::DropReason;
@@ -23,8 +25,9 @@ use crate::outbox::Outbox;
 use crate::policy::DNS_PORT;
 use crate::slab::{Slab, Slot};
 use crate::timers::{Micros, Timers};
-use crate::wire::{ipv4, udp};
+use crate::wire::{ip, udp};
 
+use hosts::Hosts;
 use message::{Query, Rcode};
 use resolvers::ResolverList;
 
@@ -32,15 +35,27 @@ use resolvers::ResolverList;
 const PATIENCE: Micros = 2_000_000;
 /// How many times the list of resolvers is gone through.
 const ROUNDS: usize = 2;
+/// How many messages that are not the answer a resolver may send in its place.
+const MAX_WRONG: usize = 16;
 
 #[derive(Debug)]
 struct Pending {
-    guest_port: u16,
+    client: Client,
     query: Query,
     socket: Socket,
     /// Attempts made, which is also the place in the list of resolvers.
     attempts: usize,
+    /// Messages that were not the answer.
+    wrong: usize,
     queued: bool,
+}
+
+/// Who asks, and whom.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Client {
+    pub(crate) guest: (IpAddr, u16),
+    /// The name server's address that was asked.
+    pub(crate) server: IpAddr,
 }
 
 /// The queries under way.
@@ -49,23 +64,25 @@ pub(crate) struct Dns {
     pending: Slab<Pending>,
     timers: Timers,
     resolvers: ResolverList,
+    hosts: Hosts,
+    search: Option<Vec<String>>,
     /// Queries whose sockets may hold an answer.
     backlog: VecDeque<Slot>,
-    address: Ipv4Addr,
     limit: usize,
-    max_payload: usize,
+    mtu: usize,
 }
 
 impl Dns {
-    pub(crate) fn new(address: Ipv4Addr, from: Resolvers, limit: usize, mtu: u16) -> Dns {
+    pub(crate) fn new(config: &NatConfig) -> Dns {
         Dns {
             pending: Slab::new(),
             timers: Timers::default(),
-            resolvers: ResolverList::new(from),
+            resolvers: ResolverList::new(config.resolvers.clone()),
+            hosts: Hosts::new(&config.names, config.hosts.clone()),
+            search: config.search.clone(),
             backlog: VecDeque::new(),
-            address,
-            limit,
-            max_payload: usize::from(mtu) - ipv4::HEADER_LEN - udp::HEADER_LEN,
+            limit: config.limits.dns_queries,
+            mtu: usize::from(config.mtu),
         }
     }
 
@@ -74,28 +91,52 @@ impl Dns {
         self.resolvers.current()
     }
 
-    /// Takes a query from the guest's port `guest_port`.
+    /// Returns the domains that the guest is to look short names up in.
+    pub(crate) fn search(&mut self) -> &[String] {
+        match &self.search {
+            Some(domains) => domains,
+            None => self.resolvers.search(),
+        }
+    }
+
+    /// Returns the length of the longest message to a guest that has asked `server`.
+    fn max_payload(&self, server: IpAddr) -> usize {
+        self.mtu - ip::header_len(server) - udp::HEADER_LEN
+    }
+
+    /// Takes a query.
     pub(crate) fn push(
         &mut self,
         payload: &[u8],
-        guest_port: u16,
+        client: Client,
         poller: &Poller,
         outbox: &mut Outbox,
         now: Micros,
     ) -> Result<(), DropReason> {
         let query = Query::read(payload).ok_or(DropReason::BadDns)?;
+        let max = self.max_payload(client.server);
+        if query.asks_for_addresses()
+            && let Some(name) = query.name()
+            && let Some(addresses) = self.hosts.addresses(&name)
+        {
+            let from = (client.server, DNS_PORT);
+            let queued = outbox.queue_udp(from, client.guest, max, |payload| {
+                Some(query.write_addresses(payload, addresses))
+            });
+            return queued.ok_or(DropReason::NoRoom);
+        }
         if self.pending.len() >= self.limit {
-            self.answer(outbox, guest_port, &query, Rcode::ServerFailure);
+            self.answer(outbox, client, &query, Rcode::ServerFailure);
             return Err(DropReason::NoRoom);
         }
-        self.attempt(guest_port, query, 0, poller, outbox, now);
+        self.attempt(client, query, 0, poller, outbox, now);
         Ok(())
     }
 
     /// Asks the next resolver that can be asked at all, or gives up.
     fn attempt(
         &mut self,
-        guest_port: u16,
+        client: Client,
         query: Query,
         mut attempts: usize,
         poller: &Poller,
@@ -114,24 +155,25 @@ impl Dns {
             });
             if let Ok(socket) = sent {
                 let slot = self.pending.insert(Pending {
-                    guest_port,
+                    client,
                     query,
                     socket,
                     attempts,
+                    wrong: 0,
                     queued: false,
                 });
                 self.timers.set(slot, Some(now + PATIENCE));
                 return;
             }
         }
-        self.answer(outbox, guest_port, &query, Rcode::ServerFailure);
+        self.answer(outbox, client, &query, Rcode::ServerFailure);
     }
 
     /// Answers a query ourselves.
-    fn answer(&self, outbox: &mut Outbox, guest_port: u16, query: &Query, rcode: Rcode) {
-        let from = (self.address, DNS_PORT);
+    fn answer(&self, outbox: &mut Outbox, client: Client, query: &Query, rcode: Rcode) {
+        let from = (client.server, DNS_PORT);
         // Without room the guest asks again.
-        let _ = outbox.queue_udp(from, guest_port, query.answer_len(), |payload| {
+        let _ = outbox.queue_udp(from, client.guest, query.answer_len(), |payload| {
             query.write_answer(payload, rcode);
             Some(query.answer_len())
         });
@@ -149,7 +191,7 @@ impl Dns {
 
     /// Moves answers from the resolvers to the outbox, as far as it has room.
     pub(crate) fn receive(&mut self, poller: &Poller, outbox: &mut Outbox, now: Micros) {
-        while outbox.has_room(self.max_payload + 64) {
+        while outbox.has_room(self.mtu + 64) {
             let Some(slot) = self.backlog.pop_front() else {
                 return;
             };
@@ -158,8 +200,9 @@ impl Dns {
             };
             pending.queued = false;
             let mut received = Ok(0);
-            let from = (self.address, DNS_PORT);
-            outbox.queue_udp(from, pending.guest_port, self.max_payload, |payload| {
+            let Client { guest, server } = pending.client;
+            let max_payload = self.mtu - ip::header_len(server) - udp::HEADER_LEN;
+            outbox.queue_udp((server, DNS_PORT), guest, max_payload, |payload| {
                 received = pending.socket.receive(payload, libc::MSG_TRUNC);
                 let len = *received.as_ref().ok()?;
                 let query = &pending.query;
@@ -177,7 +220,13 @@ impl Dns {
                 Ok(_) => drop(self.finish(slot)),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 // Not the answer: it may still be coming.
-                Err(error) if error.kind() == io::ErrorKind::InvalidData => self.readable(slot),
+                Err(error) if error.kind() == io::ErrorKind::InvalidData => {
+                    pending.wrong += 1;
+                    match pending.wrong < MAX_WRONG {
+                        true => self.readable(slot),
+                        false => self.retry(slot, poller, outbox, now),
+                    }
+                }
                 Err(_) => self.retry(slot, poller, outbox, now),
             }
         }
@@ -190,8 +239,8 @@ impl Dns {
 
     fn retry(&mut self, slot: Slot, poller: &Poller, outbox: &mut Outbox, now: Micros) {
         if let Some(pending) = self.finish(slot) {
-            let Pending { guest_port, query, attempts, .. } = pending;
-            self.attempt(guest_port, query, attempts, poller, outbox, now);
+            let Pending { client, query, attempts, .. } = pending;
+            self.attempt(client, query, attempts, poller, outbox, now);
         }
     }
 

@@ -19,6 +19,8 @@ pub(crate) enum Token {
     Udp(Slot),
     /// The socket of a DNS query under way.
     Dns(Slot),
+    /// The socket of an echo flow.
+    Ping(Slot),
 }
 
 impl Token {
@@ -28,6 +30,7 @@ impl Token {
             Token::Tcp(slot) => (1, slot),
             Token::Udp(slot) => (2, slot),
             Token::Dns(slot) => (3, slot),
+            Token::Ping(slot) => (4, slot),
         };
         kind << (32 + GENERATION_BITS) | u64::from(slot.generation) << 32 | u64::from(slot.index)
     }
@@ -42,6 +45,7 @@ impl Token {
             1 => Some(Token::Tcp(slot)),
             2 => Some(Token::Udp(slot)),
             3 => Some(Token::Dns(slot)),
+            4 => Some(Token::Ping(slot)),
             _ => None,
         }
     }
@@ -129,7 +133,9 @@ mod tests {
     #[test]
     fn tokens_survive_packing() {
         let slot = Slot { index: u32::MAX, generation: (1 << GENERATION_BITS) - 1 };
-        for token in [Token::Wake, Token::Tcp(slot), Token::Udp(slot), Token::Dns(slot)] {
+        for token in
+            [Token::Wake, Token::Tcp(slot), Token::Udp(slot), Token::Dns(slot), Token::Ping(slot)]
+        {
             assert_eq!(Token::unpack(token.pack()), Some(token));
         }
         assert_eq!(Token::unpack(u64::MAX), None);

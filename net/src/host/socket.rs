@@ -2,11 +2,11 @@
 
 use std::io;
 use std::mem;
-use std::net::{SocketAddr, SocketAddrV4, SocketAddrV6};
+use std::net::{IpAddr, SocketAddr, SocketAddrV4, SocketAddrV6};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 
-/// A non-blocking socket: TCP, UDP or Unix stream.
+/// A non-blocking socket: TCP, UDP, ICMP echo or Unix stream.
 #[derive(Debug)]
 pub(crate) struct Socket {
     fd: OwnedFd,
@@ -22,7 +22,7 @@ pub(crate) enum Connect {
 impl Socket {
     /// Starts to connect a TCP socket.
     pub(crate) fn connect_tcp(address: SocketAddr) -> io::Result<(Socket, Connect)> {
-        let socket = Socket::open(address, libc::SOCK_STREAM)?;
+        let socket = Socket::open(address, libc::SOCK_STREAM, 0)?;
         socket.set_option(libc::IPPROTO_TCP, libc::TCP_NODELAY, &1i32)?;
         match socket.connect(address) {
             Ok(()) => Ok((socket, Connect::Done)),
@@ -35,19 +35,63 @@ impl Socket {
 
     /// Makes a UDP socket that talks to `address` only.
     pub(crate) fn connect_udp(address: SocketAddr) -> io::Result<Socket> {
-        let socket = Socket::open(address, libc::SOCK_DGRAM)?;
+        Socket::connect_datagrams(address, 0)
+    }
+
+    /// Makes a socket for ICMP echo to `address`, as far as `ping_group_range` lets this process
+    /// (icmp(7)).
+    ///
+    /// # Errors
+    /// `PermissionDenied` when it does not.
+    pub(crate) fn connect_ping(address: IpAddr) -> io::Result<Socket> {
+        let protocol = match address {
+            IpAddr::V4(_) => libc::IPPROTO_ICMP,
+            IpAddr::V6(_) => libc::IPPROTO_ICMPV6,
+        };
+        Socket::connect_datagrams(SocketAddr::new(address, 0), protocol)
+    }
+
+    /// Makes a datagram socket whose ICMP errors are kept for [`errors`](super::errors).
+    fn connect_datagrams(address: SocketAddr, protocol: libc::c_int) -> io::Result<Socket> {
+        let socket = Socket::open(address, libc::SOCK_DGRAM, protocol)?;
+        socket.set_ip_option(address.ip(), (libc::IP_RECVERR, libc::IPV6_RECVERR), 1)?;
         socket.connect(address)?;
         Ok(socket)
     }
 
-    fn open(address: SocketAddr, kind: libc::c_int) -> io::Result<Socket> {
+    /// Lets the socket's packets to `to` go so many hops.
+    pub(crate) fn set_hops(&self, to: IpAddr, hops: u8) -> io::Result<()> {
+        self.set_ip_option(to, (libc::IP_TTL, libc::IPV6_UNICAST_HOPS), i32::from(hops))
+    }
+
+    /// Says whether the socket's packets to `to` must stay whole on their way: one that is too long
+    /// is an error then (ip(7), `IP_MTU_DISCOVER`).
+    pub(crate) fn forbid_fragments(&self, to: IpAddr, forbid: bool) -> io::Result<()> {
+        let how = if forbid { libc::IP_PMTUDISC_DO } else { libc::IP_PMTUDISC_WANT };
+        self.set_ip_option(to, (libc::IP_MTU_DISCOVER, libc::IPV6_MTU_DISCOVER), how)
+    }
+
+    /// Sets the IPv4 or the IPv6 variant of an option, by the family of `to`.
+    fn set_ip_option(
+        &self,
+        to: IpAddr,
+        (ipv4, ipv6): (libc::c_int, libc::c_int),
+        value: libc::c_int,
+    ) -> io::Result<()> {
+        match to {
+            IpAddr::V4(_) => self.set_option(libc::IPPROTO_IP, ipv4, &value),
+            IpAddr::V6(_) => self.set_option(libc::IPPROTO_IPV6, ipv6, &value),
+        }
+    }
+
+    fn open(address: SocketAddr, kind: libc::c_int, protocol: libc::c_int) -> io::Result<Socket> {
         let domain = match address {
             SocketAddr::V4(_) => libc::AF_INET,
             SocketAddr::V6(_) => libc::AF_INET6,
         };
         let kind = kind | libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC;
         // SAFETY: socket takes no pointer; its result is checked.
-        let fd = unsafe { libc::socket(domain, kind, 0) };
+        let fd = unsafe { libc::socket(domain, kind, protocol) };
         if fd < 0 {
             return Err(io::Error::last_os_error());
         }

@@ -2,7 +2,9 @@
 
 mod frames;
 mod hostile;
+mod ipv6;
 mod restore;
+mod rfc;
 mod tcp;
 
 use std::io;
@@ -15,7 +17,7 @@ use super::*;
 use crate::config::{Forward, Limits, Resolvers, Service};
 use crate::dns::message::tests::query;
 use crate::link::MAX_FRAME;
-use frames::{Received, arp, datagram, frame, ipv4_frame, segment};
+use frames::{Received, arp, datagram, frame, icmp_frame, ipv4_frame, segment};
 
 const GUEST: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 15);
 const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 2);
@@ -115,14 +117,14 @@ impl Bench {
 #[test]
 fn what_is_no_frame_for_us_is_dropped_by_name() {
     let mut bench = Bench::new(|_| {});
-    let good = ipv4_frame(GUEST, GATEWAY, ipv4::UDP, &[0; 8]);
+    let good = ipv4_frame(GUEST, GATEWAY, ip::UDP, &[0; 8]);
     let with = |at: usize, bytes: &[u8]| {
         let mut frame = good.clone();
         frame[at..at + bytes.len()].copy_from_slice(bytes);
         frame
     };
     let long = vec![0; MAX_FRAME + 1];
-    let big = ipv4_frame(GUEST, GATEWAY, ipv4::UDP, &[0; 1500]);
+    let big = ipv4_frame(GUEST, GATEWAY, ip::UDP, &[0; 1500]);
     let cases: [(&[u8], DropReason); 12] = [
         (&good[..13], DropReason::Truncated),
         (&[], DropReason::Truncated),
@@ -131,7 +133,7 @@ fn what_is_no_frame_for_us_is_dropped_by_name() {
         (&with(0, &[2, 2, 2, 2, 2, 2]), DropReason::NotForUs),
         (&with(6, &[1, 2, 3, 4, 5, 6]), DropReason::BadMac),
         (&with(6, &GATEWAY_MAC), DropReason::BadMac),
-        (&with(12, &[0x86, 0xdd]), DropReason::Ipv6),
+        (&with(12, &[0x86, 0xdd]), DropReason::Truncated),
         (&with(12, &[0x88, 0xcc]), DropReason::UnknownEtherType),
         (&with(20, &[0x20]), DropReason::BadIpv4),
         (&frame(ethernet::TYPE_ARP, &[0; 20]), DropReason::Truncated),
@@ -141,7 +143,7 @@ fn what_is_no_frame_for_us_is_dropped_by_name() {
         assert_eq!(bench.push(bytes), Err(reason));
     }
     let activity = bench.activity();
-    assert_eq!(activity.dropped(DropReason::Truncated), 3);
+    assert_eq!(activity.dropped(DropReason::Truncated), 4);
     assert_eq!(activity.drops().map(|(_, count)| count).sum::<u64>(), 12);
     assert!(bench.pull().is_none());
 }
@@ -155,22 +157,20 @@ fn what_no_protocol_takes_is_dropped_by_name() {
     bad_udp[40] ^= 1;
     let mut bad_tcp = segment((GUEST, 5), (GATEWAY, 80), 0x02, 1, 0, &[]);
     bad_tcp[38] ^= 1;
-    let mut fragment = ipv4_frame(GUEST, outside, ipv4::UDP, &[0; 8]);
+    let mut fragment = ipv4_frame(GUEST, outside, ip::UDP, &[0; 8]);
     fragment[20] = 0x20;
     fragment[24..26].fill(0);
     let sum = crate::wire::checksum::Sum::default().add(&fragment[14..34]).complement();
     fragment[24..26].copy_from_slice(&sum);
-    let echo = ipv4_frame(GUEST, outside, ipv4::ICMP, &[8, 0, 0xf7, 0xff, 0, 0, 0, 0]);
+    let group = Ipv4Addr::new(224, 0, 0, 1);
+    let echo = ipv4_frame(GUEST, group, ipv4::ICMP, &[8, 0, 0xf7, 0xff, 0, 0, 0, 0]);
     let cases = [
-        (ipv4_frame(spoof, outside, ipv4::UDP, &[0; 8]), DropReason::SpoofedSource),
-        (
-            ipv4_frame(Ipv4Addr::UNSPECIFIED, GATEWAY, ipv4::TCP, &[0; 20]),
-            DropReason::SpoofedSource,
-        ),
+        (ipv4_frame(spoof, outside, ip::UDP, &[0; 8]), DropReason::SpoofedSource),
+        (ipv4_frame(Ipv4Addr::UNSPECIFIED, GATEWAY, ip::TCP, &[0; 20]), DropReason::SpoofedSource),
         (datagram(Ipv4Addr::UNSPECIFIED, (DNS, 53), 5, b"x"), DropReason::SpoofedSource),
         (ipv4_frame(GUEST, outside, 47, &[0; 8]), DropReason::UnknownProtocol),
-        (ipv4_frame(GUEST, outside, ipv4::UDP, &[0; 7]), DropReason::BadUdp),
-        (ipv4_frame(GUEST, outside, ipv4::TCP, &[0; 19]), DropReason::BadTcp),
+        (ipv4_frame(GUEST, outside, ip::UDP, &[0; 7]), DropReason::BadUdp),
+        (ipv4_frame(GUEST, outside, ip::TCP, &[0; 19]), DropReason::BadTcp),
         (
             ipv4_frame(GUEST, GATEWAY, ipv4::ICMP, &[13, 0, 0xf2, 0xff, 0, 0, 0, 0]),
             DropReason::BadIcmp,
@@ -252,11 +252,10 @@ fn a_ping_of_the_gateway_comes_back_whole() {
     let mut bench = Bench::new(|_| {});
     let mut message = vec![8, 0, 0, 0, 0x12, 0x34, 0, 7];
     message.extend((0..100).map(|byte| byte as u8));
-    icmp::fill_checksum(&mut message);
-    bench.push(&ipv4_frame(GUEST, GATEWAY, ipv4::ICMP, &message)).unwrap();
+    bench.push(&icmp_frame(GUEST, GATEWAY, &message)).unwrap();
     let reply = bench.pull().unwrap();
     let packet = reply.packet();
-    assert_eq!((packet.src, packet.dst), (GATEWAY, GUEST));
+    assert_eq!((packet.src, packet.dst), (GATEWAY.into(), GUEST.into()));
     assert_eq!(packet.payload()[0], 0);
     assert_eq!(packet.payload()[4..], message[4..]);
     assert!(crate::wire::checksum::Sum::default().add(packet.payload()).is_valid());
@@ -284,7 +283,7 @@ fn udp_flows_carry_both_ways_and_end_when_idle() {
     let packet = received.packet();
     assert!(packet.has_valid_transport_checksum());
     let reply = udp_wire::Datagram::read(packet.payload()).unwrap();
-    assert_eq!((packet.src, reply.src_port, reply.dst_port), (GATEWAY, to.1, 4000));
+    assert_eq!((packet.src, reply.src_port, reply.dst_port), (GATEWAY.into(), to.1, 4000));
     assert_eq!(reply.payload, b"pong");
 
     bench.advance(Duration::from_secs(59));

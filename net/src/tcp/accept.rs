@@ -4,7 +4,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::os::fd::AsFd;
 
-use smoltcp::wire::{IpAddress, IpListenEndpoint};
+use smoltcp::wire::IpListenEndpoint;
 
 use crate::host::poller::Token;
 use crate::host::socket::{Connect, Socket};
@@ -12,7 +12,7 @@ use crate::link::DropReason;
 use crate::outbox::Outbox;
 use crate::policy::Route;
 use crate::slab::Slot;
-use crate::wire::{icmp, ipv4};
+use crate::wire::{icmp, ip};
 
 use super::flow::{Flow, Key, Stage};
 use super::{Header, Surroundings, TcpFlows};
@@ -21,7 +21,7 @@ impl TcpFlows {
     /// Opens a flow for a SYN from the guest.
     pub(super) fn accept(
         &mut self,
-        packet: &ipv4::Packet<'_>,
+        packet: &ip::Packet<'_>,
         header: &Header,
         key: Key,
         around: &mut Surroundings<'_>,
@@ -74,8 +74,7 @@ impl TcpFlows {
         let mut flow = Flow::new(key, stage, Some(host), self.buffer());
         let socket = flow.socket();
         socket.pause_synack(true);
-        let endpoint =
-            IpListenEndpoint { addr: Some(IpAddress::Ipv4(key.remote)), port: key.remote_port };
+        let endpoint = IpListenEndpoint { addr: Some(key.remote.into()), port: key.remote_port };
         if socket.listen(endpoint).is_err() {
             return Err(DropReason::BadTcp);
         }
@@ -171,12 +170,7 @@ fn unreachable(outbox: &mut Outbox, key: &Key, syn: u32, why: icmp::Unreachable)
     transport[..2].copy_from_slice(&key.guest_port.to_be_bytes());
     transport[2..4].copy_from_slice(&key.remote_port.to_be_bytes());
     transport[4..].copy_from_slice(&syn.to_be_bytes());
-    let quote = icmp::Quote {
-        src: outbox.addresses.guest,
-        dst: key.remote,
-        protocol: ipv4::TCP,
-        transport,
-    };
+    let quote = icmp::Quote { src: key.guest, dst: key.remote, protocol: ip::TCP, transport };
     // Without room the guest's SYN comes again.
     let _ = outbox.queue_unreachable(key.remote, why, &quote);
 }

@@ -1,6 +1,6 @@
 //! Connections that the host opens to the guest, for the dials of handles.
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 
@@ -26,16 +26,17 @@ impl TcpFlows {
             ticket.answer(Err(DialError::Busy));
             return;
         }
-        let mut key = Key { guest_port: ticket.port, remote: gateway, remote_port: self.next_port };
+        let guest = IpAddr::V4(around.outbox.addresses.guest);
+        let remote = IpAddr::V4(gateway);
+        let mut key = Key { guest, guest_port: ticket.port, remote, remote_port: self.next_port };
         while self.by_key.contains_key(&key) {
             key.remote_port = next_ephemeral(key.remote_port);
         }
         self.next_port = next_ephemeral(key.remote_port);
         let stage = Stage::Dialling { ticket, since: around.now };
         let mut flow = Flow::new(key, stage, None, self.buffer());
-        let guest = IpAddress::Ipv4(around.outbox.addresses.guest);
-        let local =
-            IpListenEndpoint { addr: Some(IpAddress::Ipv4(gateway)), port: key.remote_port };
+        let guest = IpAddress::from(guest);
+        let local = IpListenEndpoint { addr: Some(remote.into()), port: key.remote_port };
         let connecting =
             flow.socket().connect(self.engine.context(), (guest, key.guest_port), local);
         self.dialling += 1;

@@ -197,6 +197,7 @@ impl<'b> Device for Port<'b> {
         if self.guest.csum && self.guest.tso4 {
             capabilities.segmentation.tcpv4 = NonZeroUsize::new(MAX_SEGMENTS);
         }
+        // Nothing is said of IPv6: smoltcp 0.14 drops its packets beyond the MTU, segmented or not.
         capabilities
     }
 }

@@ -5,7 +5,7 @@
 //! FIN, and a reset on either side becomes one on the other.
 
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 
 use smoltcp::iface::{SocketHandle, SocketSet, SocketStorage};
 use smoltcp::socket::tcp::{RecvError, Socket as TcpSocket, SocketBuffer, State};
@@ -17,11 +17,12 @@ use crate::timers::Micros;
 
 use super::orphans::Numbers;
 
-/// Names a flow: both ends as the guest sees them, but for its own address.
+/// Names a flow: both ends as the guest sees them, with addresses of one family.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Key {
+    pub(crate) guest: IpAddr,
     pub(crate) guest_port: u16,
-    pub(crate) remote: Ipv4Addr,
+    pub(crate) remote: IpAddr,
     pub(crate) remote_port: u16,
 }
 

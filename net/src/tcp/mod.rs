@@ -30,7 +30,7 @@ use crate::outbox::Outbox;
 use crate::policy::Policy;
 use crate::slab::{Slab, Slot};
 use crate::timers::{Micros, Timers};
-use crate::wire::{be16, be32, ipv4};
+use crate::wire::{be16, be32, ip};
 
 use dialling::EPHEMERAL;
 use engine::Engine;
@@ -208,7 +208,7 @@ impl TcpFlows {
     /// Takes a segment from the guest; `trusted` skips its checksum.
     pub(crate) fn push(
         &mut self,
-        packet: &ipv4::Packet<'_>,
+        packet: &ip::Packet<'_>,
         trusted: bool,
         around: &mut Surroundings<'_>,
     ) -> Result<(), DropReason> {
@@ -216,8 +216,12 @@ impl TcpFlows {
         if !trusted && !packet.has_valid_transport_checksum() {
             return Err(DropReason::BadTcp);
         }
-        let key =
-            Key { guest_port: header.src_port, remote: packet.dst, remote_port: header.dst_port };
+        let key = Key {
+            guest: packet.src,
+            guest_port: header.src_port,
+            remote: packet.dst,
+            remote_port: header.dst_port,
+        };
         if let Some(&slot) = self.by_key.get(&key)
             && let Some(flow) = self.flows.get_mut(slot)
         {
@@ -242,7 +246,7 @@ impl TcpFlows {
     }
 
     /// Answers a segment with a reset.
-    fn reset(&mut self, packet: &ipv4::Packet<'_>, around: &mut Surroundings<'_>) {
+    fn reset(&mut self, packet: &ip::Packet<'_>, around: &mut Surroundings<'_>) {
         // Without room the guest sends again and is reset then.
         let _ = self.engine.push(packet.bytes, None, around.outbox, around.now);
     }

@@ -14,7 +14,7 @@
 use std::collections::VecDeque;
 
 use crate::outbox::{Outbox, finish_tcp};
-use crate::wire::{be32, ethernet, ipv4, put16, put32};
+use crate::wire::{be32, ethernet, ip, put16, put32};
 
 use super::flow::Key;
 use super::{ACK, FIN, HEADER_LEN, RST, SYN};
@@ -61,7 +61,7 @@ impl Numbers {
 
 /// Returns the number behind a segment's last, and the one it expects.
 fn end_and_expected(frame: &[u8]) -> Option<(u32, u32)> {
-    let segment = ipv4::Packet::read(frame.get(ethernet::HEADER_LEN..)?).ok()?.payload();
+    let segment = ip::Packet::read(frame.get(ethernet::HEADER_LEN..)?).ok()?.payload();
     if segment.len() < HEADER_LEN {
         return None;
     }
@@ -118,14 +118,14 @@ impl Orphans {
     }
 }
 
-const FRAME: usize = ethernet::HEADER_LEN + ipv4::HEADER_LEN + HEADER_LEN;
-
 fn queue(outbox: &mut Outbox, orphan: &Orphan, number: u32) -> Option<()> {
     let Orphan { key, numbers } = *orphan;
-    outbox.queue(FRAME, |frame, addresses, guest| {
+    let ip_header_len = ip::header_len(key.remote);
+    let frame_len = ethernet::HEADER_LEN + ip_header_len + HEADER_LEN;
+    outbox.queue(frame_len, |frame, addresses, guest| {
         let packet = &mut frame[ethernet::HEADER_LEN..];
-        ipv4::write(packet, key.remote, addresses.guest, ipv4::TCP);
-        let segment = &mut packet[ipv4::HEADER_LEN..];
+        ip::write(packet, key.remote, key.guest, ip::TCP);
+        let segment = &mut packet[ip_header_len..];
         segment.fill(0);
         put16(segment, 0, key.remote_port);
         put16(segment, 2, key.guest_port);
@@ -133,6 +133,6 @@ fn queue(outbox: &mut Outbox, orphan: &Orphan, number: u32) -> Option<()> {
         put32(segment, 8, numbers.expected);
         segment[12] = (HEADER_LEN as u8 / 4) << 4;
         segment[13] = RST | ACK;
-        Some((FRAME, finish_tcp(frame, None, addresses, guest)))
+        Some((frame_len, finish_tcp(frame, None, addresses, guest)))
     })
 }

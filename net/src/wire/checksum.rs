@@ -3,25 +3,33 @@
 //! Sums are kept in the machine's own byte order, which the one's complement sum allows (RFC 1071,
 //! section 2 B), and in 64 bits, so that carries are folded once at the end.
 
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
 /// A running sum. Every slice added but the last must have an even length.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Sum(u64);
 
 impl Sum {
-    /// Returns the sum of the pseudo-header of RFC 9293, section 3.1, and RFC 768.
+    /// Returns the sum of the pseudo-header of RFC 9293, section 3.1, and RFC 8200, section 8.1, whose
+    /// fields differ in width only.
     pub(crate) fn pseudo_header(
-        src: Ipv4Addr,
-        dst: Ipv4Addr,
+        src: IpAddr,
+        dst: IpAddr,
         protocol: u8,
         transport_len: usize,
     ) -> Sum {
         Sum(0)
-            .add(&src.octets())
-            .add(&dst.octets())
+            .add_address(src)
+            .add_address(dst)
             .add(&[0, protocol])
             .add(&(transport_len as u16).to_be_bytes())
+    }
+
+    fn add_address(self, address: IpAddr) -> Sum {
+        match address {
+            IpAddr::V4(address) => self.add(&address.octets()),
+            IpAddr::V6(address) => self.add(&address.octets()),
+        }
     }
 
     /// Adds `data`; a last odd byte is padded with zero.

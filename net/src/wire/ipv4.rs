@@ -5,64 +5,46 @@ use std::net::Ipv4Addr;
 use crate::link::DropReason;
 
 use super::checksum::Sum;
-use super::{be16, put16};
+use super::ip::Packet;
+use super::{be16, be32, put16};
 
 pub(crate) const HEADER_LEN: usize = 20;
 pub(crate) const ICMP: u8 = 1;
-pub(crate) const TCP: u8 = 6;
-pub(crate) const UDP: u8 = 17;
 
-/// A received IPv4 packet whose header has been checked; never a fragment.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Packet<'a> {
-    pub(crate) src: Ipv4Addr,
-    pub(crate) dst: Ipv4Addr,
-    pub(crate) protocol: u8,
-    /// The whole packet, without what padding the frame had.
-    pub(crate) bytes: &'a [u8],
-    /// Length in bytes of the header with its options.
-    pub(crate) header_len: usize,
+/// Reads the packet at the front of `bytes`.
+pub(crate) fn read(bytes: &[u8]) -> Result<Packet<'_>, DropReason> {
+    if bytes.len() < HEADER_LEN {
+        return Err(DropReason::Truncated);
+    }
+    let header_len = usize::from(bytes[0] & 0x0f) * 4;
+    let total_len = usize::from(be16(bytes, 2));
+    if bytes[0] >> 4 != 4 || header_len < HEADER_LEN || total_len < header_len {
+        return Err(DropReason::BadIpv4);
+    }
+    if bytes.len() < total_len {
+        return Err(DropReason::Truncated);
+    }
+    if !Sum::default().add(&bytes[..header_len]).is_valid() {
+        return Err(DropReason::BadIpv4);
+    }
+    if be16(bytes, 6) & 0x3fff != 0 {
+        return Err(DropReason::Fragment);
+    }
+    Ok(Packet {
+        src: address(bytes, 12).into(),
+        dst: address(bytes, 16).into(),
+        protocol: bytes[9],
+        bytes: &bytes[..total_len],
+        header_len,
+    })
 }
 
-impl<'a> Packet<'a> {
-    /// Reads the packet at the front of `bytes`.
-    pub(crate) fn read(bytes: &'a [u8]) -> Result<Packet<'a>, DropReason> {
-        if bytes.len() < HEADER_LEN {
-            return Err(DropReason::Truncated);
-        }
-        let header_len = usize::from(bytes[0] & 0x0f) * 4;
-        let total_len = usize::from(be16(bytes, 2));
-        if bytes[0] >> 4 != 4 || header_len < HEADER_LEN || total_len < header_len {
-            return Err(DropReason::BadIpv4);
-        }
-        if bytes.len() < total_len {
-            return Err(DropReason::Truncated);
-        }
-        if !Sum::default().add(&bytes[..header_len]).is_valid() {
-            return Err(DropReason::BadIpv4);
-        }
-        if be16(bytes, 6) & 0x3fff != 0 {
-            return Err(DropReason::Fragment);
-        }
-        Ok(Packet {
-            src: Ipv4Addr::new(bytes[12], bytes[13], bytes[14], bytes[15]),
-            dst: Ipv4Addr::new(bytes[16], bytes[17], bytes[18], bytes[19]),
-            protocol: bytes[9],
-            bytes: &bytes[..total_len],
-            header_len,
-        })
-    }
-
-    /// Returns what follows the header.
-    pub(crate) fn payload(&self) -> &'a [u8] {
-        &self.bytes[self.header_len..]
-    }
-
-    /// Whether the payload's checksum is right, its protocol's pseudo-header included.
-    pub(crate) fn has_valid_transport_checksum(&self) -> bool {
-        let payload = self.payload();
-        Sum::pseudo_header(self.src, self.dst, self.protocol, payload.len()).add(payload).is_valid()
-    }
+/// Reads the address at `offset`.
+///
+/// # Panics
+/// Panics when the address is not inside `bytes`; callers have checked the header's length.
+pub(crate) fn address(bytes: &[u8], offset: usize) -> Ipv4Addr {
+    Ipv4Addr::from(be32(bytes, offset))
 }
 
 /// Writes a header without options to the front of `packet`, which is as long as the packet.
@@ -87,6 +69,7 @@ pub(crate) fn write(packet: &mut [u8], src: Ipv4Addr, dst: Ipv4Addr, protocol: u
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::wire::ip::UDP;
 
     const SRC: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 15);
     const DST: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
@@ -101,21 +84,21 @@ mod tests {
     fn a_written_packet_reads_back_without_its_padding() {
         let mut bytes = packet();
         bytes.extend([0xee; 6]);
-        let read = Packet::read(&bytes).unwrap();
-        assert_eq!((read.src, read.dst, read.protocol), (SRC, DST, UDP));
-        assert_eq!(read.payload(), [7; 4]);
+        let packet = read(&bytes).unwrap();
+        assert_eq!((packet.src, packet.dst, packet.protocol), (SRC.into(), DST.into(), UDP));
+        assert_eq!(packet.payload(), [7; 4]);
     }
 
     #[test]
     fn damaged_headers_are_refused_by_name() {
         let mut bytes = packet();
         bytes[15] ^= 1;
-        assert_eq!(Packet::read(&bytes).unwrap_err(), DropReason::BadIpv4);
-        assert_eq!(Packet::read(&packet()[..23]).unwrap_err(), DropReason::Truncated);
-        assert_eq!(Packet::read(&packet()[..9]).unwrap_err(), DropReason::Truncated);
+        assert_eq!(read(&bytes).unwrap_err(), DropReason::BadIpv4);
+        assert_eq!(read(&packet()[..23]).unwrap_err(), DropReason::Truncated);
+        assert_eq!(read(&packet()[..9]).unwrap_err(), DropReason::Truncated);
         let mut bytes = packet();
         bytes[0] = 0x44;
-        assert_eq!(Packet::read(&bytes).unwrap_err(), DropReason::BadIpv4);
+        assert_eq!(read(&bytes).unwrap_err(), DropReason::BadIpv4);
     }
 
     #[test]
@@ -126,7 +109,7 @@ mod tests {
             bytes[10..12].fill(0);
             let sum = Sum::default().add(&bytes[..20]).complement();
             bytes[10..12].copy_from_slice(&sum);
-            assert_eq!(Packet::read(&bytes).unwrap_err(), DropReason::Fragment);
+            assert_eq!(read(&bytes).unwrap_err(), DropReason::Fragment);
         }
     }
 }

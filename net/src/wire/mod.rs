@@ -6,7 +6,9 @@
 pub(crate) mod checksum;
 pub(crate) mod ethernet;
 pub(crate) mod icmp;
+pub(crate) mod ip;
 pub(crate) mod ipv4;
+pub(crate) mod ipv6;
 pub(crate) mod udp;
 
 /// Reads the big-endian 16-bit field at `offset`.

@@ -5,7 +5,10 @@
 #[path = "../../examples/tap/device.rs"]
 mod device;
 mod dialling;
+mod icmp;
+mod ipv6;
 mod names;
+mod programs;
 mod restore;
 mod services;
 mod tcp;

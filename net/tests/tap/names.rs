@@ -57,7 +57,8 @@ fn resolve(world: &World) {
 }
 
 fn world(resolvers: Vec<SocketAddr>) -> World {
-    World::new(NatConfig { resolvers: Resolvers::Fixed(resolvers), ..NatConfig::default() })
+    let resolvers = Resolvers::Fixed(resolvers);
+    World::new(NatConfig { resolvers, hosts: None, ..NatConfig::default() })
 }
 
 fn dig(world: &World, arguments: &[&str]) -> String {
@@ -107,4 +108,56 @@ fn the_next_resolver_is_asked_where_the_first_refuses_or_is_silent() {
     let _silence = world.host.within(move || UdpSocket::bind(silent)).unwrap();
     assert_eq!(dig(&world, &["+short", "deb.test"]), "192.0.2.0\n");
     assert_eq!(dig(&world, &["+short", "+tcp", "deb.test"]), "192.0.2.0\n");
+}
+
+#[test]
+fn names_of_the_configuration_and_of_the_hosts_file_are_answered_without_a_resolver() {
+    let dir = tempfile::tempdir().unwrap();
+    let hosts = dir.path().join("hosts");
+    let text = "127.0.1.1 host\n192.0.2.7 mirror.test mirror\n2001:db8::7 mirror.test\n";
+    std::fs::write(&hosts, text).unwrap();
+    let world = World::new(NatConfig {
+        resolvers: Resolvers::Fixed(vec![]),
+        names: vec![
+            ("Fixed.Test".into(), IpAddr::from([192, 0, 2, 1])),
+            ("fixed.test".into(), IpAddr::from([192, 0, 2, 2])),
+        ],
+        hosts: Some(hosts),
+        ..NatConfig::default()
+    });
+    for (arguments, answer) in [
+        (&["fixed.test"][..], "192.0.2.1\n192.0.2.2\n"),
+        (&["+noedns", "FIXED.test"], "192.0.2.1\n192.0.2.2\n"),
+        (&["mirror"], "192.0.2.7\n"),
+        (&["mirror.test", "AAAA"], "2001:db8::7\n"),
+        (&["localhost"], "127.0.0.1\n"),
+    ] {
+        assert_eq!(dig(&world, &[&["+short"], arguments].concat()), answer, "{arguments:?}");
+    }
+    // A name of ours has no address of the other family, which is not an error.
+    let text = dig(&world, &["mirror", "AAAA"]);
+    assert!(text.contains("status: NOERROR") && text.contains("ANSWER: 0"), "{text}");
+    // What dig finds wrong with a message it says in capitals.
+    assert!(text.contains("EDNS: version: 0") && !text.contains("WARNING"), "{text}");
+    // The host's own name and other types are the resolver's.
+    for arguments in [&["host"][..], &["mirror", "MX"]] {
+        assert!(dig(&world, arguments).contains("status: SERVFAIL"), "{arguments:?}");
+    }
+}
+
+#[test]
+fn a_resolver_that_speaks_nonsense_is_given_up() {
+    let world = world(vec![STUB]);
+    let socket = world.host.within(|| UdpSocket::bind(STUB)).unwrap();
+    std::thread::spawn(move || {
+        let mut buf = [0; 2048];
+        while let Ok((_, from)) = socket.recv_from(&mut buf) {
+            for at in 0..100 {
+                let _ = socket.send_to(&[at; 40], from);
+            }
+        }
+    });
+    let start = Instant::now();
+    assert!(dig(&world, &["deb.test"]).contains("status: SERVFAIL"));
+    assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
 }

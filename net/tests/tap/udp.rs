@@ -32,7 +32,7 @@ fn socket(world: &World, to: SocketAddr) -> UdpSocket {
 }
 
 /// Asks Linux for all ICMP errors, as it keeps the passing ones to itself (ip(7), IP_RECVERR).
-fn report_errors(socket: &UdpSocket) {
+pub fn report_errors(socket: &UdpSocket) {
     use std::os::fd::AsRawFd;
     let on: libc::c_int = 1;
     // SAFETY: the pointer and length describe `on`, which outlives the call.

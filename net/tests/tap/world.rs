@@ -28,7 +28,7 @@ pub struct Namespace {
 }
 
 impl Namespace {
-    fn new() -> Namespace {
+    pub fn new() -> Namespace {
         let made = std::thread::spawn(|| {
             // SAFETY: the call changes this thread only.
             if unsafe { libc::unshare(libc::CLONE_NEWNET) } < 0 {
@@ -45,6 +45,16 @@ impl Namespace {
 
     fn path(&self) -> PathBuf {
         format!("/proc/{}/fd/{}", std::process::id(), self.file.as_raw_fd()).into()
+    }
+
+    /// Returns the namespace's name for `ip link set … netns`.
+    pub fn target(&self) -> String {
+        self.path().display().to_string()
+    }
+
+    /// Writes to one of the namespace's settings below /proc/sys/net.
+    pub fn write(&self, setting: &'static str, value: &'static str) {
+        self.within(move || std::fs::write(setting, value)).expect(setting);
     }
 
     /// Runs `f` on a thread inside the namespace; sockets made there stay there.
@@ -102,6 +112,10 @@ fn require(program: &str) {
         "ping" => "iputils-ping",
         "dig" => "bind9-dnsutils",
         "dhclient" => "isc-dhcp-client",
+        "nghttpd" => "nghttp2-server",
+        "h2load" => "nghttp2-client",
+        "ssh" | "scp" => "openssh-client",
+        "/usr/sbin/sshd" => "openssh-server",
         other => other,
     };
     for (program, package) in [("nsenter", "util-linux"), (program, package)] {
@@ -183,6 +197,11 @@ impl World {
     pub fn configure_guest(&self) {
         self.guest.run("ip", &["addr", "add", "10.0.2.15/24", "dev", "tap0"]);
         self.guest.run("ip", &["route", "add", "default", "via", "10.0.2.2"]);
+    }
+
+    /// Lets everybody in the world have ping sockets (icmp(7)).
+    pub fn allow_pings(&self) {
+        self.host.write("/proc/sys/net/ipv4/ping_group_range", "0 2147483647");
     }
 
     /// Runs a server in the world, on a port of its own, and returns its address.

@@ -1,9 +1,11 @@
 //! What every fuzz target does: an input becomes a file, the reader opens it and everything that
 //! it promises is read. The reader may refuse; it must not panic, hang, or take more memory than
-//! its limits say.
+//! its limits say. The network's readers are given frames, or messages in one.
 //!
 //! Checksums stand between a fuzzer and what they protect, so an input whose last byte is odd gets
 //! right ones first.
+
+mod net;
 
 use std::fs::File;
 use std::io::Write;
@@ -30,11 +32,17 @@ pub enum Reader {
     Ova,
     /// Whatever probing takes it for; compressed raw images among them.
     Packed,
+    /// The network: frames of a guest's.
+    Frames,
+    /// The network's DHCP server.
+    Dhcp,
+    /// The network's name server.
+    Dns,
 }
 
 impl Reader {
     /// Every reader with its name, which is also that of its corpus.
-    pub const ALL: [(&str, Reader); 7] = [
+    pub const ALL: [(&str, Reader); 10] = [
         ("qcow2", Reader::Qcow2),
         ("vdi", Reader::Vdi),
         ("vhd", Reader::Vhd),
@@ -42,6 +50,9 @@ impl Reader {
         ("vmdk", Reader::Vmdk),
         ("ova", Reader::Ova),
         ("packed", Reader::Packed),
+        ("frames", Reader::Frames),
+        ("dhcp", Reader::Dhcp),
+        ("dns", Reader::Dns),
     ];
 
     fn format(self) -> Option<Format> {
@@ -52,7 +63,7 @@ impl Reader {
             Reader::Vhdx => Some(Format::Vhdx),
             Reader::Vmdk => Some(Format::Vmdk),
             Reader::Ova => Some(Format::Ova),
-            Reader::Packed => None,
+            Reader::Packed | Reader::Frames | Reader::Dhcp | Reader::Dns => None,
         }
     }
 }
@@ -64,6 +75,12 @@ const MAX_BYTES: u64 = 16 << 20;
 
 /// Opens the input with the reader and reads what it holds.
 pub fn read(reader: Reader, input: &[u8]) {
+    match reader {
+        Reader::Frames => return net::frames(input),
+        Reader::Dhcp => return net::dhcp(input),
+        Reader::Dns => return net::dns(input),
+        _ => {}
+    }
     let mut bytes = input.to_vec();
     if bytes.last().is_some_and(|byte| byte % 2 == 1) {
         match reader {

@@ -1,6 +1,7 @@
 //! A guest that means harm: floods and frames made at random. Nothing here leaves the process, as
 //! every destination lies in the network and leads to a service or nowhere.
 
+use super::ipv6::{DNS6, GATEWAY6, GUEST6, LINK_LOCAL};
 use super::tcp::Peer;
 use super::*;
 
@@ -40,8 +41,15 @@ fn drain(bench: &mut Bench, buf: &mut [u8]) {
     }
 }
 
-/// Makes a frame's IPv4 header pass, and keeps its destination inside the network.
+/// Makes a frame's IP header pass, and keeps its destination inside the network.
 fn tame(frame: &mut [u8]) {
+    if frame.len() >= 54 && frame[12..14] == [0x86, 0xdd] {
+        let prefix = [0xfd, 0, 0, 0, 0, 0, 0, 0];
+        let len = (frame.len() - 54) as u16;
+        frame[14] = 0x60;
+        frame[18..20].copy_from_slice(&len.to_be_bytes());
+        frame[38..46].copy_from_slice(&prefix);
+    }
     if frame.len() < 34 || frame[12..14] != [8, 0] {
         return;
     }
@@ -61,7 +69,12 @@ fn frames_of_random_bytes_do_no_harm() {
         let mut bytes = vec![0; random.below(if round % 100 == 0 { 3000 } else { 120 })];
         random.fill(&mut bytes);
         if bytes.len() >= 14 && round % 4 != 0 {
-            ethernet::write(&mut bytes, &GATEWAY_MAC, &GUEST_MAC, [0x800, 0x806][round % 2]);
+            ethernet::write(
+                &mut bytes,
+                &GATEWAY_MAC,
+                &GUEST_MAC,
+                [0x800, 0x806, 0x86dd][round % 3],
+            );
         }
         tame(&mut bytes);
         let _ = bench.push(&bytes);
@@ -92,10 +105,18 @@ fn good_frames_with_bad_bytes_do_no_harm() {
         segment((GUEST, 4000), (SERVICE, 80), 2, 9, 0, &[]),
         segment((GUEST, 4000), (SERVICE, 80), 0x11, 9, 9, b"some bytes"),
         options,
+        icmp_frame(LINK_LOCAL, GATEWAY6, &[133, 0, 0, 0, 0, 0, 0, 0, 1, 1, 0, 0, 0, 0, 0, 0]),
+        icmp_frame(
+            GUEST6,
+            GATEWAY6,
+            &[&[135, 0, 0, 0, 0, 0, 0, 0], &GATEWAY6.octets()[..]].concat(),
+        ),
+        datagram(GUEST6, (DNS6, 53), 4000, &query(3, "some.name.test")),
+        segment((GUEST6, 4000), (GATEWAY6, 80), 2, 9, 0, &[]),
     ];
     for round in 0..200_000 {
         let mut bytes = seeds[random.below(seeds.len())].clone();
-        if bytes[23] == ipv4::TCP {
+        if bytes[23] == ip::TCP {
             bytes[34..36].copy_from_slice(&(random.next() as u16 % 500).to_be_bytes());
         }
         for _ in 0..random.below(4) {

@@ -18,7 +18,8 @@ pub(super) const ISS: u32 = 0xffff_fff0;
 
 /// The guest's end of one connection.
 pub(super) struct Peer {
-    pub(super) to: (Ipv4Addr, u16),
+    pub(super) guest: IpAddr,
+    pub(super) to: (IpAddr, u16),
     pub(super) seq: u32,
     pub(super) ack: u32,
 }
@@ -26,12 +27,17 @@ pub(super) struct Peer {
 impl Peer {
     /// Opens a connection; its handshake is complete on return.
     pub(super) fn open(bench: &mut Bench, to: (Ipv4Addr, u16)) -> Peer {
-        bench.push(&segment((GUEST, PORT), to, SYN, ISS, 0, &[])).unwrap();
+        Peer::open_from(bench, GUEST.into(), (to.0.into(), to.1))
+    }
+
+    /// The same from an address of either family.
+    pub(super) fn open_from(bench: &mut Bench, guest: IpAddr, to: (IpAddr, u16)) -> Peer {
+        bench.push(&segment((guest, PORT), to, SYN, ISS, 0, &[])).unwrap();
         let answer = bench.wait().segment();
         assert_eq!((answer.flags, answer.src, answer.dst_port), (SYN | ACK, to, PORT));
         let seq = ISS.wrapping_add(1);
         assert_eq!(answer.ack, seq);
-        let mut peer = Peer { to, seq, ack: answer.seq.wrapping_add(1) };
+        let mut peer = Peer { guest, to, seq, ack: answer.seq.wrapping_add(1) };
         peer.send(bench, ACK, &[]).unwrap();
         peer
     }
@@ -42,7 +48,7 @@ impl Peer {
         flags: u8,
         payload: &[u8],
     ) -> Result<(), DropReason> {
-        let frame = segment((GUEST, PORT), self.to, flags, self.seq, self.ack, payload);
+        let frame = segment((self.guest, PORT), self.to, flags, self.seq, self.ack, payload);
         let len = payload.len() as u32 + u32::from(flags & FIN);
         self.seq = self.seq.wrapping_add(len);
         bench.push(&frame)
@@ -221,7 +227,7 @@ fn a_dial_looks_for_the_guest_then_connects_and_tells_the_caller() {
             break received.segment();
         }
     };
-    assert_eq!((first.flags, first.src.0, first.dst_port), (SYN, GATEWAY, 22));
+    assert_eq!((first.flags, first.src.0, first.dst_port), (SYN, GATEWAY.into(), 22));
     // The first SYN is lost: another follows a second later.
     assert!(bench.pull().is_none());
     bench.advance(Duration::from_secs(1));
