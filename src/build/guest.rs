@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use kvmbake_disk::{Block, MemoryBlock};
 use kvmbake_net::{DialError, Forward, Lease, Nat, NatConfig, NatHandle, Resolvers};
-use kvmbake_provision::http::DirectoryServer;
+use kvmbake_provision::http::Server;
 use kvmbake_provision::key::BuildKey;
 use kvmbake_provision::session::{
     AttemptError, ConnectError, GaveUp, HostKey, Login, Session, connect_until,
@@ -394,7 +394,7 @@ fn network(setup: &Setup) -> Result<NatConfig, Error> {
         config.resolvers = Resolvers::Fixed(vec![std::net::SocketAddr::from((dns, 53))]);
     }
     if let Some(folder) = &net.serve {
-        let server = DirectoryServer::new(&folder.value).map_err(|error| {
+        let server = Server::new(&folder.value).map_err(|error| {
             Error::input(format!("Cannot serve {}", folder.value.display())).because(&error)
         })?;
         let report = Arc::clone(&setup.report);
@@ -420,7 +420,7 @@ fn network(setup: &Setup) -> Result<NatConfig, Error> {
 }
 
 /// The profile's folder as a service of the network.
-struct Served(DirectoryServer);
+struct Served(Server);
 
 impl kvmbake_net::Service for Served {
     fn connect(&self) -> std::io::Result<std::os::unix::net::UnixStream> {

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use kvmbake_provision::http::{Answer, DirectoryServer};
+use kvmbake_provision::http::{Answer, Server};
 
 use super::cancel::Cancel;
 use super::plan::Plan;
@@ -20,7 +20,7 @@ use crate::error::{Blame, Error};
 pub struct Layers {
     cache: Cache,
     plan: Arc<Plan>,
-    server: Option<DirectoryServer>,
+    server: Option<Server>,
     /// The key that the build brings into the guest.
     public_key: Option<String>,
     /// From here on, nothing that is there is good enough.
@@ -49,7 +49,7 @@ impl Layers {
         cancel: Cancel,
     ) -> Result<Layers, Error> {
         let server = match &plan.profile.net.serve {
-            Some(folder) => Some(DirectoryServer::new(&folder.value).map_err(|error| {
+            Some(folder) => Some(Server::new(&folder.value).map_err(|error| {
                 Error::input(format!("Cannot serve {}", folder.value.display())).because(&error)
             })?),
             None => None,
