@@ -6,13 +6,17 @@
 //! the host, and holds no thread of its own: the device drives it.
 //!
 //! One file for each protocol: `arp`, `ndp`, `dhcp`, `dns`, `ping`, `udp`, `tcp`.
-//! `policy` decides what the guest may reach, and `saved` is what a machine snapshot keeps.
+//! `policy` decides what the guest may reach, and `saved` is what a machine snapshot keeps. `capture`,
+//! `shaper` and `faults` wrap any link: they write its frames to a file, limit its rate, and make it a
+//! bad wire.
 
 mod arp;
+mod capture;
 mod config;
 mod dhcp;
 mod dial;
 mod dns;
+mod faults;
 mod handle;
 mod host;
 pub mod link;
@@ -22,14 +26,18 @@ mod outbox;
 mod ping;
 mod policy;
 mod saved;
+mod shaper;
 mod slab;
 mod tcp;
 mod timers;
 mod udp;
 mod wire;
 
+pub use capture::{Capture, Captured};
 pub use config::{Forward, Ipv6Config, Ipv6Route, Limits, NatConfig, Resolvers, Service};
 pub use dial::{DialError, Silence};
+pub use faults::{Faults, Faulty};
 pub use handle::{Activity, DialOutcome, Lease, NatHandle};
 pub use link::{DropReason, Gso, GuestOffloads, Link, MAX_FRAME, Offload, Pulled};
 pub use nat::Nat;
+pub use shaper::Shaped;

@@ -13,4 +13,5 @@ mod restore;
 mod services;
 mod tcp;
 mod udp;
+mod wires;
 mod world;
