@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use kvmbake_disk::{Block, MemoryBlock};
-use kvmbake_net::{DialError, Forward, Lease, Nat, NatConfig, NatHandle, Resolvers};
+use kvmbake_net::{DialError, Forward, Lease, Nat, NatConfig, NatHandle, Resolvers, Target};
 use kvmbake_provision::http::Server;
 use kvmbake_provision::key::BuildKey;
 use kvmbake_provision::session::{
@@ -413,7 +413,7 @@ fn network(setup: &Setup) -> Result<NatConfig, Error> {
         config.forwards.push(Forward {
             address: SERVICE,
             port: HTTP,
-            target: Arc::new(Served(server)),
+            target: Target::Service(Arc::new(Served(server))),
         });
     }
     Ok(config)
