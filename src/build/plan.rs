@@ -16,6 +16,7 @@ use kvmbake_vmm::boot::{self, BootOverrides, FileSource, Kernel};
 use super::step::shell_step;
 use crate::checksum::{self, Checksum};
 use crate::error::Error;
+use crate::profile::net::Target;
 use crate::profile::units::Size;
 use crate::profile::{Fault, Named, Profile, Run, Source, Text};
 
@@ -60,11 +61,7 @@ impl Plan {
         let private_key =
             profile.ssh.private_key.as_ref().and_then(|path| read_key(path, &mut faults));
         check_steps(&profile, &mut faults);
-        if let Some(folder) = &profile.net.serve
-            && !folder.value.is_dir()
-        {
-            fault(&mut faults, folder, format!("{} is no folder", folder.value.display()), None);
-        }
+        check_network(&profile, &mut faults);
         let boot = boot_overrides(&profile, &mut faults);
         let (base, base_format) = match base {
             Some(base) if faults.is_empty() => base,
@@ -278,6 +275,27 @@ fn check_steps(profile: &Profile, faults: &mut Vec<Fault>) {
             };
             let place = place.unwrap_or_else(|| step.place.clone());
             faults.push(Fault { message: with_causes(&error), place, hint: None });
+        }
+    }
+}
+
+fn check_network(profile: &Profile, faults: &mut Vec<Fault>) {
+    for forward in &profile.net.forwards {
+        if let Target::Folder { path, .. } = &forward.target
+            && !path.value.is_dir()
+        {
+            fault(faults, path, format!("{} is no folder", path.value.display()), None);
+        }
+    }
+    let files = [("log", &profile.net.log), ("pcap", &profile.net.pcap)];
+    for (key, path) in files.into_iter().filter_map(|(key, path)| Some((key, path.as_ref()?))) {
+        let folder = path.value.parent().filter(|folder| !folder.as_os_str().is_empty());
+        if !folder.unwrap_or(Path::new(".")).is_dir() {
+            let message = format!("The folder of `{key}`, {}, is not there", path.value.display());
+            fault(faults, path, message, None);
+        } else if path.value.exists() && !path.value.is_file() {
+            let message = format!("{} is there already and no file", path.value.display());
+            fault(faults, path, message, None);
         }
     }
 }
