@@ -696,6 +696,9 @@ impl Link for Nat {
 
 impl Drop for Nat {
     fn drop(&mut self) {
+        self.publish();
+        let open = self.tcp.open_flows().into_iter().chain(self.udp.open_flows());
+        self.reporter.ended(open, self.micros());
         self.shared.close();
     }
 }

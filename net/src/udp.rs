@@ -46,6 +46,23 @@ struct Flow {
     bytes: Bytes,
 }
 
+impl Flow {
+    /// Returns what there is to tell of the flow.
+    fn ended(&self, outcome: Outcome) -> Ended {
+        let Key { guest: (_, guest_port), remote } = self.key;
+        Ended {
+            protocol: Protocol::Udp,
+            inbound: false,
+            guest_port,
+            peer: remote.into(),
+            name: self.name.clone(),
+            opened: self.opened,
+            bytes: self.bytes,
+            outcome,
+        }
+    }
+}
+
 /// The table of flows.
 #[derive(Debug)]
 pub(crate) struct UdpFlows {
@@ -151,18 +168,13 @@ impl UdpFlows {
         self.timers.set(slot, None);
         if let Some(flow) = self.flows.remove(slot) {
             self.by_key.remove(&flow.key);
-            let Key { guest: (_, guest_port), remote } = flow.key;
-            self.ended.push(Ended {
-                protocol: Protocol::Udp,
-                inbound: false,
-                guest_port,
-                peer: remote.into(),
-                name: flow.name,
-                opened: flow.opened,
-                bytes: flow.bytes,
-                outcome: Outcome::Closed,
-            });
+            self.ended.push(flow.ended(Outcome::Closed));
         }
+    }
+
+    /// Returns what there is to tell of the flows that are open.
+    pub(crate) fn open_flows(&self) -> Vec<Ended> {
+        self.flows.iter().map(|(_, flow)| flow.ended(Outcome::Open)).collect()
     }
 
     /// Notes that a flow's socket has something to read.

@@ -97,6 +97,8 @@ pub struct Flow {
 pub enum Outcome {
     /// Both sides ended it, or it fell silent.
     Closed,
+    /// It was open when the network went.
+    Open,
     /// It was broken off.
     Reset,
     /// The other end refused it.
@@ -118,6 +120,7 @@ impl Outcome {
     pub fn as_str(&self) -> &'static str {
         match self {
             Outcome::Closed => "closed",
+            Outcome::Open => "open",
             Outcome::Reset => "reset",
             Outcome::Refused => "refused",
             Outcome::Unreachable => "unreachable",

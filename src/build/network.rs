@@ -19,7 +19,6 @@ use super::services::Services;
 use crate::error::Error;
 use crate::profile::units::Size;
 use crate::profile::{Profile, net as settings};
-
 use crate::report::{Event, Report, Stage};
 
 /// The log's name in the build's folder.

@@ -30,7 +30,7 @@ use crate::outbox::Outbox;
 use crate::policy::Policy;
 use crate::slab::{Slab, Slot};
 use crate::timers::{Micros, Timers};
-use crate::watch::{Ended, Reporter};
+use crate::watch::{Ended, Outcome, Reporter};
 use crate::wire::{be16, be32, ip};
 
 use dialling::EPHEMERAL;
@@ -176,6 +176,12 @@ impl TcpFlows {
             self.remove(slot);
         }
         tickets
+    }
+
+    /// Returns what there is to tell of the flows that are open.
+    pub(crate) fn open_flows(&self) -> Vec<Ended> {
+        let open = |flow: &Flow| Some(Ended { outcome: Outcome::Open, ..flow.ended()? });
+        self.flows.iter().filter_map(|(_, flow)| open(flow)).collect()
     }
 
     /// Returns what a saved guest still has of its connections. One that has not been answered yet

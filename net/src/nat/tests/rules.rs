@@ -152,6 +152,10 @@ fn a_connection_is_told_at_its_end_with_what_it_carried() {
     while bench.pull().is_some() {}
     bench.activity();
     assert_eq!(told(&kept)[0].outcome, Outcome::Reset);
+    // Still open when the network goes.
+    let _peer = Peer::open(&mut bench, (SERVICE, 80));
+    drop(bench);
+    assert_eq!(told(&kept)[0].outcome, Outcome::Open);
 }
 
 #[test]
