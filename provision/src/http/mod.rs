@@ -192,10 +192,13 @@ impl Server {
             let started = Instant::now();
             let (reply, unread) = match &self.root {
                 Root::Folder(root, Some(account)) if request.is_post => {
-                    match read_content(&mut stream, &request, &mut buffer)? {
-                        Ok(content) => {
+                    let held = request.content.ok_or(411).and_then(|bytes| account.hold(bytes));
+                    match held {
+                        Ok(_held) => {
+                            let content = read_content(&mut stream, &request, &mut buffer)?;
                             let kind = request.content_type.as_deref().unwrap_or_default();
-                            let taken = upload::take(root, kind, &content, account);
+                            let taken = content
+                                .and_then(|content| upload::take(root, kind, &content, account));
                             (resource::plain(taken.err().unwrap_or(200)), 0)
                         }
                         Err(status) => (resource::plain(status), request.content.unwrap_or(0)),
@@ -262,11 +265,7 @@ fn read_content(
     request: &Request,
     buffer: &mut Vec<u8>,
 ) -> io::Result<Result<Vec<u8>, u16>> {
-    let length = match request.content {
-        None => return Ok(Err(411)),
-        Some(length) if length > upload::MAX_FORM => return Ok(Err(413)),
-        Some(length) => length,
-    };
+    let length = request.content.unwrap_or(0);
     if request.waits {
         stream.write_all(b"HTTP/1.1 100 Continue\r\n\r\n")?;
         stream.flush()?;

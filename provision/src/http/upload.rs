@@ -15,7 +15,7 @@ use rustix::fs::{FileType, Mode, OFlags, fstat, ftruncate, mkdirat, open, openat
 use rustix::io::Errno;
 
 /// Longest form, in bytes.
-pub(super) const MAX_FORM: u64 = 16 << 20;
+const MAX_FORM: u64 = 16 << 20;
 /// Longest file that a form may make.
 const MAX_FILE: u64 = 64 << 20;
 /// All that the forms of one server may add.
@@ -28,14 +28,44 @@ const MAX_DEPTH: usize = 32;
 /// The most fields that are looked at.
 const MAX_FIELDS: usize = 16;
 
-/// What the forms of one server have added.
+/// Bytes of all forms that are being read at a time; one more is asked to come again.
+const MAX_HELD: u64 = 64 << 20;
+
+/// What the forms of one server have added, and what of them is in memory.
 #[derive(Debug, Default)]
-pub(super) struct Account(AtomicU64);
+pub(super) struct Account {
+    added: AtomicU64,
+    held: AtomicU64,
+}
+
+/// The memory of one form, given back when it is dropped.
+#[derive(Debug)]
+pub(super) struct Held<'a>(&'a AtomicU64, u64);
+
+impl Drop for Held<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(self.1, Ordering::AcqRel);
+    }
+}
 
 impl Account {
+    /// Takes the memory that a form of so many bytes needs.
+    ///
+    /// # Errors
+    /// The status to answer with.
+    pub(super) fn hold(&self, bytes: u64) -> Result<Held<'_>, u16> {
+        if bytes > MAX_FORM {
+            return Err(413);
+        }
+        let held = |held: u64| Some(held + bytes).filter(|held| *held <= MAX_HELD);
+        let taken = self.held.fetch_update(Ordering::AcqRel, Ordering::Acquire, held);
+        taken.map(|_| Held(&self.held, bytes)).map_err(|_| 503)
+    }
+
     fn spend(&self, bytes: u64) -> Result<(), u16> {
         let spent = |total: u64| total.checked_add(bytes).filter(|total| *total <= MAX_TOTAL);
-        self.0.fetch_update(Ordering::AcqRel, Ordering::Acquire, spent).map(drop).map_err(|_| 413)
+        let added = self.added.fetch_update(Ordering::AcqRel, Ordering::Acquire, spent);
+        added.map(drop).map_err(|_| 413)
     }
 }
 
@@ -334,10 +364,21 @@ mod tests {
         assert_eq!(write(root, b"big", b"four", false, &account), Err(413));
         assert_eq!(write(root, b"big", b"abc", false, &account), Ok(()));
         assert_eq!(write(root, b"big", b"four", true, &account), Ok(()));
-        let account = Account(AtomicU64::new(MAX_TOTAL - ENTRY - 3));
+        let account = Account::default();
+        account.spend(MAX_TOTAL - ENTRY - 3).unwrap();
         assert_eq!(write(root, b"new", b"four", false, &account), Err(413));
         assert_eq!(write(root, b"newer", b"", false, &account), Err(413));
         assert_eq!(write(root, b"new", b"abc", false, &account), Ok(()));
+    }
+
+    #[test]
+    fn forms_that_are_read_at_once_take_bounded_memory() {
+        let account = Account::default();
+        assert_eq!(account.hold(MAX_FORM + 1).unwrap_err(), 413);
+        let held: Vec<_> = (0..4).map(|_| account.hold(MAX_FORM).unwrap()).collect();
+        assert_eq!(account.hold(1).unwrap_err(), 503);
+        drop(held);
+        assert!(account.hold(MAX_FORM).is_ok());
     }
 
     #[test]
