@@ -25,6 +25,12 @@ pub fn rfc3339(at: SystemTime) -> String {
     )
 }
 
+/// The same to the millisecond.
+pub fn rfc3339_milliseconds(at: SystemTime) -> String {
+    let since = at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    format!("{}.{:03}Z", rfc3339(at).trim_end_matches('Z'), since.subsec_millis())
+}
+
 /// Year, month and day of a number of days since 1970-01-01, by whole 400-year cycles of the
 /// Gregorian calendar counted from a March, so that the leap day ends a year.
 fn civil_date(days: u64) -> (u64, u64, u64) {
@@ -56,5 +62,7 @@ mod tests {
         assert_eq!(stamp(at(1_709_251_199)), "20240229-235959");
         assert_eq!(stamp(at(4_107_542_400)), "21000301-000000");
         assert_eq!(rfc3339(at(1_709_251_199)), "2024-02-29T23:59:59Z");
+        let later = at(1_709_251_199) + Duration::from_millis(7);
+        assert_eq!(rfc3339_milliseconds(later), "2024-02-29T23:59:59.007Z");
     }
 }

@@ -157,6 +157,31 @@ fn a_base_without_a_kernel_says_where_it_was_looked_for() {
 }
 
 #[test]
+fn a_network_that_cannot_be_is_refused_with_its_line() {
+    let folder = project(&format!(
+        "{PROFILE}\n[[net.forward]]\nat = \"10.0.2.15:80\"\ncontent = \"x\"\n\n\
+         [[net.inbound]]\nhost = \"0.0.0.0:8080\"\nguest = 80\n"
+    ));
+    let parts = ["10.0.2.15 is the guest's own", "web.toml:10:", "`public = true`", "web.toml:14:"];
+    refused(folder.path(), &["run", "web.toml"], 1, &parts);
+    let folder = project(&format!(
+        "{PROFILE}\n[net]\nserve = \"none\"\npcap = \"none/a.pcap\"\nlog = \"base.qcow2/log\"\n"
+    ));
+    let parts =
+        ["none is no folder", "The folder of `pcap`", "web.toml:11:", "The folder of `log`"];
+    refused(folder.path(), &["run", "web.toml", "--offline"], 1, &parts);
+}
+
+#[test]
+fn a_port_of_the_host_that_is_taken_is_named() {
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let host = taken.local_addr().unwrap();
+    let folder = project(&format!("{PROFILE}\n[[net.inbound]]\nhost = \"{host}\"\nguest = 22\n"));
+    let parts = ["Cannot listen at", &host.to_string(), "in use"];
+    refused(folder.path(), &["run", "web.toml", "--no-cache"], 1, &parts);
+}
+
+#[test]
 fn an_output_folder_that_cannot_be_made_is_named() {
     let folder = project(PROFILE);
     fs::write(folder.path().join("file"), "").unwrap();

@@ -8,6 +8,11 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::inbound::Inbound;
+use crate::policy::DNS_PORT;
+use crate::rules::Rules;
+use crate::watch::Watch;
+
 /// The configuration of a [`Nat`](crate::Nat).
 ///
 /// The default is the network that QEMU's user networking has made the custom: 10.0.2.0/24 with the
@@ -46,10 +51,16 @@ pub struct NatConfig {
     pub search: Option<Vec<String>>,
     /// Whether the gateway's address stands for the host's loopback.
     pub host_loopback: bool,
+    /// What the guest may reach.
+    pub rules: Rules,
     /// What is served inside the network.
     pub forwards: Vec<Forward>,
+    /// Ports of the host that lead to the guest.
+    pub inbound: Vec<Inbound>,
     /// How much the guest may occupy.
     pub limits: Limits,
+    /// Who hears of flows.
+    pub watch: Watch,
 }
 
 impl Default for NatConfig {
@@ -71,8 +82,11 @@ impl Default for NatConfig {
             hosts: Some(PathBuf::from("/etc/hosts")),
             search: None,
             host_loopback: false,
+            rules: Rules::default(),
             forwards: Vec::new(),
+            inbound: Vec::new(),
             limits: Limits::default(),
+            watch: Watch::default(),
         }
     }
 }
@@ -155,23 +169,38 @@ impl Default for Resolvers {
 }
 
 /// A service inside the network: TCP connections to `address:port` become streams of `target`.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub struct Forward {
     /// An address of the network, other than the guest's.
     pub address: Ipv4Addr,
     /// The TCP port.
     pub port: u16,
     /// Who answers.
-    pub target: Arc<dyn Service>,
-}
-
-impl fmt::Debug for Forward {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Forward({}:{})", self.address, self.port)
-    }
+    pub target: Target,
 }
 
 /// Who answers a forward.
+#[derive(Clone)]
+pub enum Target {
+    /// A service in this process.
+    Service(Arc<dyn Service>),
+    /// The first of these addresses of the host's that takes the connection.
+    Host(Vec<SocketAddr>),
+    /// Whoever listens on a Unix socket of the host's.
+    Socket(PathBuf),
+}
+
+impl fmt::Debug for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Target::Service(_) => f.write_str("Service"),
+            Target::Host(addresses) => write!(f, "Host({addresses:?})"),
+            Target::Socket(path) => write!(f, "Socket({})", path.display()),
+        }
+    }
+}
+
+/// A service in this process that answers forwards.
 pub trait Service: Send + Sync {
     /// Returns one end of a new stream for one connection of the guest; the service serves the
     /// other end. Called on the network's own thread, so it must not block.
@@ -266,6 +295,16 @@ impl NatConfig {
             }
             if name != "Guest address" && address == self.guest {
                 return refuse(format!("{name} {address} is the guest's own"));
+            }
+        }
+        for (index, forward) in self.forwards.iter().enumerate() {
+            let Forward { address, port, .. } = forward;
+            let same = |other: &Forward| (other.address, other.port) == (*address, *port);
+            if *port == 0 || self.forwards[..index].iter().any(same) {
+                return refuse(format!("Forward {address}:{port} has port 0 or is there twice"));
+            }
+            if (*address, *port) == (self.dns, DNS_PORT) {
+                return refuse(format!("Forward {address}:{port} is the name server"));
             }
         }
         if self.gateway == self.dns {

@@ -12,18 +12,20 @@ use crate::arp::{self, Arp};
 use crate::config::NatConfig;
 use crate::dhcp::{self, Dhcp, Outcome};
 use crate::dial::Ticket;
-use crate::dns::{Client, Dns};
+use crate::dns::{Client, Dns, addresses};
 use crate::handle::{Activity, Lease, NatHandle, Shared};
 use crate::host::poller::{BATCH, Poller, Token};
+use crate::inbound::Ports;
 use crate::link::{DropReason, Gso, GuestOffloads, Link, MAX_FRAME, Offload, Pulled};
 use crate::ndp::Router;
 use crate::outbox::{Addresses, Outbox};
-use crate::ping::Pings;
-use crate::policy::{Policy, Route};
+use crate::ping::{ECHO_PORT, Pings};
+use crate::policy::{Denial, Policy, Refusal, Route};
 use crate::saved::Saved;
 use crate::tcp::{Surroundings, TcpFlows};
 use crate::timers::Micros;
 use crate::udp::{self, UdpFlows};
+use crate::watch::{self, Bytes, Ended, Protocol, Reporter};
 use crate::wire::ethernet::{self, Mac};
 use crate::wire::{icmp, ip, ipv4, ipv6, udp as udp_wire};
 
@@ -48,11 +50,13 @@ pub struct Nat {
     pings: Pings,
     /// The IPv6 side, where there is one.
     router: Option<Router>,
+    ports: Ports,
     /// Dials that wait for the guest to be seen on the network.
     waiting: VecDeque<Ticket>,
     /// When the guest is next asked for its address; meaningful while dials wait.
     next_arp: Micros,
     activity: Activity,
+    reporter: Reporter,
     /// A guest has been restored, and its device has not polled yet.
     restored: bool,
     start: Instant,
@@ -93,9 +97,11 @@ impl Nat {
                 .ipv6
                 .filter(|_| config.mtu >= ipv6::MIN_MTU)
                 .map(|ipv6| Router::new(ipv6, config.mtu)),
+            ports: Ports::new(config.inbound.clone(), config.mtu, &poller)?,
             waiting: VecDeque::new(),
             next_arp: 0,
             activity: Activity::default(),
+            reporter: Reporter::new(config.watch.clone()),
             restored: false,
             poller,
             shared,
@@ -238,7 +244,16 @@ impl Nat {
                 router.push(packet, station, &self.policy, self.dns.search(), outbox, now)
             }
             _ if packet.src.is_unspecified() => Err(DropReason::SpoofedSource),
-            _ => self.pings.push(packet, &self.policy, &self.poller, outbox, now),
+            _ => {
+                let pushed = self.pings.push(packet, &self.policy, &self.poller, outbox, now);
+                let route = self.policy.udp(packet.dst, ECHO_PORT, now);
+                if let (Err(DropReason::Denied), Err(Refusal::Denied(denial))) = (pushed, route) {
+                    let (peer, name) = ((packet.dst, 0).into(), self.policy.name_of(packet.dst));
+                    let why = (&self.policy, denial);
+                    self.reporter.denied(Protocol::Icmp, 0, peer, name, why, now);
+                }
+                pushed
+            }
         }
     }
 
@@ -290,27 +305,86 @@ impl Nat {
             return self.push_dhcp(&datagram, station);
         }
         let now = self.micros();
+        if packet.dst == IpAddr::V4(self.config.gateway) && self.ports.answer(&datagram, now) {
+            return Ok(());
+        }
         let (poller, outbox) = (&self.poller, &mut self.outbox);
-        match self.policy.udp(packet.dst, datagram.dst_port) {
+        match self.policy.udp(packet.dst, datagram.dst_port, now) {
             Ok(Route::Resolver) => {
                 self.activity.dns_queries += 1;
                 let payload = datagram.payload;
                 let client = Client { guest: (packet.src, datagram.src_port), server: packet.dst };
+                self.may_ask(payload, client)?;
+                let (poller, outbox) = (&self.poller, &mut self.outbox);
                 self.dns.push(payload, client, poller, outbox, now)
             }
             Ok(Route::Host(target)) => {
-                self.udp.push(packet, &datagram, target, poller, outbox, now)
+                let name = self.policy.name_of(packet.dst);
+                self.udp.push(packet, &datagram, target, name, poller, outbox, now)
             }
             Ok(Route::Service(_)) => Err(DropReason::Denied),
-            Err(reason) => {
-                if reason == DropReason::Denied {
+            Err(refusal) => {
+                if let Refusal::Denied(denial) = refusal {
                     let guest = (packet.src, datagram.src_port);
                     let remote = (packet.dst, datagram.dst_port);
                     udp::report(outbox, guest, remote, icmp::Unreachable::Prohibited);
+                    let name = self.policy.name_of(packet.dst);
+                    let why = (&self.policy, denial);
+                    self.reporter.denied(Protocol::Udp, guest.1, remote.into(), name, why, now);
                 }
-                Err(reason)
+                Err(refusal.into())
             }
         }
+    }
+
+    /// Refuses a query for a name that the guest may not ask for.
+    fn may_ask(&mut self, query: &[u8], client: Client) -> Result<(), DropReason> {
+        let Some(name) = addresses::question(query) else { return Ok(()) };
+        let own = self.dns.own_answer(query);
+        let denial = match self.policy.ask(&name) {
+            // What is answered here carries nothing out.
+            Err(Denial::Restricted) if own.is_some() => None,
+            asked => asked.err(),
+        };
+        let Some(denial) = denial else {
+            let (name, now) = (name.into(), self.micros());
+            for address in own.into_iter().flatten() {
+                self.policy.learn_own(&name, address, now);
+            }
+            return Ok(());
+        };
+        self.dns.refuse(query, client, &mut self.outbox);
+        let (now, name) = (self.micros(), Some(name.into()));
+        let why = (&self.policy, denial);
+        self.reporter.denied(Protocol::Dns, client.guest.1, client.peer(), name, why, now);
+        Err(DropReason::Denied)
+    }
+
+    /// Passes answers of the resolvers on, as far as the outbox has room.
+    fn receive_dns(&mut self, now: Micros) {
+        let (policy, reporter) = (&mut self.policy, &mut self.reporter);
+        let mut may_pass = |answer: &[u8], client: Client| {
+            let name: Arc<str> = addresses::question(answer).unwrap_or_default().into();
+            let (guest_port, peer) = (client.guest.1, client.peer());
+            if let Err(denial) = policy.learn(&name, answer, now) {
+                let why = (&*policy, denial);
+                reporter.denied(Protocol::Dns, guest_port, peer, Some(name), why, now);
+                return false;
+            }
+            let flow = Ended {
+                protocol: Protocol::Dns,
+                inbound: false,
+                guest_port,
+                peer,
+                name: Some(name),
+                opened: now,
+                bytes: Bytes { from_guest: 0, to_guest: answer.len() as u64 },
+                outcome: watch::Outcome::Answered(answer[3] & 0x0f),
+            };
+            reporter.ended(std::iter::once(flow), now);
+            true
+        };
+        self.dns.receive(&self.poller, &mut self.outbox, now, &mut may_pass);
     }
 
     fn push_dhcp(
@@ -343,6 +417,7 @@ impl Nat {
             dns: &mut self.dns,
             poller: &self.poller,
             outbox: &mut self.outbox,
+            reporter: &mut self.reporter,
             now,
         };
         (&mut self.tcp, around)
@@ -360,6 +435,7 @@ impl Nat {
                     Token::Udp(slot) => self.udp.readable(slot),
                     Token::Dns(slot) => self.dns.readable(slot),
                     Token::Ping(slot) => self.pings.readable(slot),
+                    Token::Inbound(index) => self.take_callers(index),
                     Token::Tcp(slot) => {
                         let (tcp, mut around) = self.tcp_and_surroundings();
                         tcp.event(slot, &event, &mut around);
@@ -370,6 +446,23 @@ impl Nat {
                 return;
             }
         }
+    }
+
+    /// Takes those who have connected to a port of the host's that leads to the guest.
+    fn take_callers(&mut self, index: u32) {
+        while let Some(caller) = self.ports.call(index) {
+            let is_there = self.activity.address_seen.is_some();
+            let gateway = self.config.gateway;
+            let (tcp, around) = self.tcp_and_surroundings();
+            tcp.invite(caller, is_there, gateway, &around);
+        }
+    }
+
+    /// Passes datagrams from ports of the host's on, as far as the outbox has room.
+    fn receive_inbound(&mut self, now: Micros) {
+        let is_there = self.activity.address_seen.is_some();
+        let ends = (self.config.gateway, self.config.guest);
+        self.ports.receive(ends, is_there, &mut self.outbox, now);
     }
 
     /// Takes the dials that handles have asked for, and lets go of those given up.
@@ -434,17 +527,24 @@ impl Nat {
 
     /// Moves datagrams from the host to the outbox, as far as it has room.
     fn receive(&mut self, now: Micros) {
-        self.dns.receive(&self.poller, &mut self.outbox, now);
+        self.receive_dns(now);
+        self.receive_inbound(now);
         self.udp.receive(&mut self.outbox, now);
         self.pings.receive(&mut self.outbox, now);
     }
 
     /// Whether [`receive`](Nat::receive) has left something for want of room.
     fn has_backlog(&self) -> bool {
-        self.udp.has_backlog() || self.dns.has_backlog() || self.pings.has_backlog()
+        self.udp.has_backlog()
+            || self.dns.has_backlog()
+            || self.pings.has_backlog()
+            || self.ports.has_backlog()
     }
 
     fn publish(&mut self) {
+        let now = self.micros();
+        let ended = self.tcp.ended.drain(..).chain(self.udp.ended.drain(..));
+        self.reporter.ended(ended, now);
         self.activity.tcp_flows = self.tcp.len();
         self.activity.tcp_flows_total = self.tcp.opened();
         self.activity.udp_flows = self.udp.len();
@@ -597,6 +697,9 @@ impl Link for Nat {
 
 impl Drop for Nat {
     fn drop(&mut self) {
+        self.publish();
+        let open = self.tcp.open_flows().into_iter().chain(self.udp.open_flows());
+        self.reporter.ended(open, self.micros());
         self.shared.close();
     }
 }

@@ -16,7 +16,7 @@ use crate::host::poller::{Poller, Token};
 use crate::host::socket::Socket;
 use crate::link::DropReason;
 use crate::outbox::Outbox;
-use crate::policy::{Policy, Route};
+use crate::policy::{Policy, Refusal, Route};
 use crate::slab::{Slab, Slot};
 use crate::timers::{Micros, Timers};
 use crate::wire::icmp::{self, Quote, Unreachable};
@@ -89,13 +89,13 @@ impl Pings {
             return queued.ok_or(DropReason::NoRoom);
         }
         // Any port will do, as the rules for UDP are those for addresses.
-        let sent = match policy.udp(packet.dst, ECHO_PORT) {
+        let sent = match policy.udp(packet.dst, ECHO_PORT, now) {
             Ok(Route::Host(target)) => self.send(packet, target.ip(), poller, now),
             Ok(Route::Resolver | Route::Service(_)) => Err(Refused(DropReason::Denied, None)),
-            Err(DropReason::Denied) => {
+            Err(Refusal::Denied(_)) => {
                 Err(Refused(DropReason::Denied, Some(Unreachable::Prohibited)))
             }
-            Err(reason) => Err(Refused(reason, None)),
+            Err(refusal) => Err(Refused(refusal.into(), None)),
         };
         sent.map_err(|Refused(reason, why)| {
             if let Some(why) = why {
@@ -212,7 +212,7 @@ impl Pings {
 }
 
 /// The port that stands for echo where the rules ask for one (RFC 862).
-const ECHO_PORT: u16 = 7;
+pub(crate) const ECHO_PORT: u16 = 7;
 
 /// Why a request goes nowhere, and what the guest is told.
 struct Refused(DropReason, Option<Unreachable>);

@@ -7,6 +7,7 @@ use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsFd;
+use std::sync::Arc;
 
 use crate::host::errors::{self, Reported};
 use crate::host::poller::{Poller, Token};
@@ -16,6 +17,7 @@ use crate::outbox::Outbox;
 use crate::policy::DNS_PORT;
 use crate::slab::{Slab, Slot};
 use crate::timers::{Micros, Timers};
+use crate::watch::{Bytes, Ended, Outcome, Protocol};
 use crate::wire::{icmp, ip, udp};
 
 /// How long a flow lives without traffic.
@@ -38,6 +40,27 @@ struct Flow {
     whole: bool,
     /// Whether the flow waits in the backlog.
     queued: bool,
+    /// The name that the guest had looked the destination up by.
+    name: Option<Arc<str>>,
+    opened: Micros,
+    bytes: Bytes,
+}
+
+impl Flow {
+    /// Returns what there is to tell of the flow.
+    fn ended(&self, outcome: Outcome) -> Ended {
+        let Key { guest: (_, guest_port), remote } = self.key;
+        Ended {
+            protocol: Protocol::Udp,
+            inbound: false,
+            guest_port,
+            peer: remote.into(),
+            name: self.name.clone(),
+            opened: self.opened,
+            bytes: self.bytes,
+            outcome,
+        }
+    }
 }
 
 /// The table of flows.
@@ -50,6 +73,8 @@ pub(crate) struct UdpFlows {
     backlog: VecDeque<Slot>,
     limit: usize,
     mtu: usize,
+    /// Flows that have ended and are yet to be told.
+    pub(crate) ended: Vec<Ended>,
 }
 
 impl UdpFlows {
@@ -61,6 +86,7 @@ impl UdpFlows {
             backlog: VecDeque::new(),
             limit: limit.max(1),
             mtu: usize::from(mtu),
+            ended: Vec::new(),
         }
     }
 
@@ -69,11 +95,13 @@ impl UdpFlows {
     }
 
     /// Sends a datagram of the guest's on to `target`.
+    #[expect(clippy::too_many_arguments, reason = "a datagram, where it goes, and the network")]
     pub(crate) fn push(
         &mut self,
         packet: &ip::Packet<'_>,
         datagram: &udp::Datagram<'_>,
         target: SocketAddr,
+        name: Option<Arc<str>>,
         poller: &Poller,
         outbox: &mut Outbox,
         now: Micros,
@@ -82,7 +110,7 @@ impl UdpFlows {
             Key { guest: (packet.src, datagram.src_port), remote: (packet.dst, datagram.dst_port) };
         let opened = match self.by_key.get(&key) {
             Some(slot) => Ok(*slot),
-            None => self.open(key, target, poller),
+            None => self.open(key, target, name, poller, now),
         };
         let sent = opened.and_then(|slot| {
             let flow = self.flows.get_mut(slot).ok_or(io::ErrorKind::NotFound)?;
@@ -99,6 +127,7 @@ impl UdpFlows {
             {
                 result = flow.socket.send(datagram.payload);
             }
+            flow.bytes.from_guest += result.as_ref().map_or(0, |sent| *sent as u64);
             result
         });
         match sent {
@@ -113,7 +142,14 @@ impl UdpFlows {
         }
     }
 
-    fn open(&mut self, key: Key, target: SocketAddr, poller: &Poller) -> io::Result<Slot> {
+    fn open(
+        &mut self,
+        key: Key,
+        target: SocketAddr,
+        name: Option<Arc<str>>,
+        poller: &Poller,
+        now: Micros,
+    ) -> io::Result<Slot> {
         if self.flows.len() >= self.limit
             && let Some((_, oldest)) = self.timers.first()
         {
@@ -121,7 +157,9 @@ impl UdpFlows {
         }
         let socket = Socket::connect_udp(target)?;
         poller.watch(socket.as_fd(), Token::Udp(self.flows.next_slot()))?;
-        let slot = self.flows.insert(Flow { key, socket, whole: false, queued: false });
+        let (bytes, opened) = (Bytes::default(), now);
+        let flow = Flow { key, socket, whole: false, queued: false, name, opened, bytes };
+        let slot = self.flows.insert(flow);
         self.by_key.insert(key, slot);
         Ok(slot)
     }
@@ -130,7 +168,13 @@ impl UdpFlows {
         self.timers.set(slot, None);
         if let Some(flow) = self.flows.remove(slot) {
             self.by_key.remove(&flow.key);
+            self.ended.push(flow.ended(Outcome::Closed));
         }
+    }
+
+    /// Returns what there is to tell of the flows that are open.
+    pub(crate) fn open_flows(&self) -> Vec<Ended> {
+        self.flows.iter().map(|(_, flow)| flow.ended(Outcome::Open)).collect()
     }
 
     /// Notes that a flow's socket has something to read.
@@ -192,7 +236,7 @@ fn drain(flow: &mut Flow, outbox: &mut Outbox, mtu: usize) -> bool {
             (len <= payload.len()).then_some(len)
         });
         match received {
-            Ok(_) => {}
+            Ok(len) => flow.bytes.to_guest += len as u64,
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return true,
             Err(_) => {
                 take_errors(flow, outbox);

@@ -22,6 +22,7 @@ use super::console::Console;
 use super::disk::GuestDisk;
 use super::guest::{Guest, Setup};
 use super::layers::{self, Layers};
+use super::network::Network;
 use super::outlook::Outlook;
 use super::plan::Plan;
 use super::position::Position;
@@ -46,6 +47,8 @@ pub struct Bake<'b> {
     pub console: Console,
     /// The key to log in with.
     pub key: Arc<BuildKey>,
+    /// The guest's network.
+    pub network: Arc<Network>,
     /// The seed disk.
     pub seed: Option<Arc<MemoryBlock>>,
     /// Where news go.
@@ -279,8 +282,16 @@ impl Bake<'_> {
         let wanted = memory.is_some();
         let captured = guest.capture(building.folder(), memory).await?;
         walk.chain.disk = captured.disk;
-        let served = layers.served_all(guest.setup.fetched.take());
+        let fetched = self.network.fetched().take();
+        let is_known = fetched.is_some();
+        let served = layers.served_all(fetched.unwrap_or_default());
         // A file that was changed while the step ran may or may not be what the guest got.
+        if !is_known {
+            let text = format!("{position} is not kept: its guest asked for too many things");
+            self.note(Stage::Cache, &text);
+            walk.keeping = false;
+            return Ok(());
+        }
         let same = layers.recipe(position)?.key(walk.parent()) == building.key();
         if !same {
             self.note(
@@ -452,6 +463,8 @@ impl Bake<'_> {
     }
 
     fn setup(&self, chain: &Chain) -> Result<Setup, Error> {
+        // What another guest fetched is no business of this one's layers.
+        drop(self.network.fetched().take());
         let disk = GuestDisk::new(self.scratch, Arc::clone(&chain.disk), self.plan.virtual_size)
             .map_err(|error| Error::input("Cannot create the build's overlay").because(&error))?;
         Ok(Setup {
@@ -460,7 +473,7 @@ impl Bake<'_> {
             seed: self.seed.clone(),
             key: Arc::clone(&self.key),
             console: self.console.clone(),
-            fetched: Arc::default(),
+            network: Arc::clone(&self.network),
             report: Arc::clone(&self.report),
             cancel: self.cancel.clone(),
         })

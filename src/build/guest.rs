@@ -1,13 +1,11 @@
 //! The guest of one build, over all of its boots: booted, reached over SSH, and reached again
 //! after a reboot.
 
-use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use kvmbake_disk::{Block, MemoryBlock};
-use kvmbake_net::{DialError, Forward, Lease, Nat, NatConfig, NatHandle, Resolvers};
-use kvmbake_provision::http::DirectoryServer;
+use kvmbake_net::{DialError, Lease, Link, NatHandle};
 use kvmbake_provision::key::BuildKey;
 use kvmbake_provision::session::{
     AttemptError, ConnectError, GaveUp, HostKey, Login, Session, connect_until,
@@ -25,17 +23,13 @@ use super::cancel::Cancel;
 use super::chain::Suspended;
 use super::console::{Console, Distress};
 use super::disk::GuestDisk;
-use super::fetched::Fetched;
 use super::life::{Ended, Life};
+use super::network::Network;
 use super::plan::{self, Plan};
 use crate::error::{Blame, Error};
 use crate::profile::units::{Elapsed, Size};
 use crate::report::{Event, Report, Stage};
 
-/// The address that serves the profile's folder.
-const SERVICE: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 100);
-/// The port of HTTP.
-const HTTP: u16 = 80;
 /// The port of SSH.
 const SSH: u16 = 22;
 /// How long one dial waits for an answer.
@@ -59,8 +53,8 @@ pub struct Setup {
     pub key: Arc<BuildKey>,
     /// The console.
     pub console: Console,
-    /// What the guest fetches from the profile's folder.
-    pub fetched: Arc<Fetched>,
+    /// The network, over all boots.
+    pub network: Arc<Network>,
     /// Where news go.
     pub report: Arc<dyn Report>,
     /// Whether to stop.
@@ -309,10 +303,9 @@ async fn start(setup: &Setup, origin: Origin<'_>) -> Result<(Life, Option<Booted
             (machine, None, Some(state))
         }
     };
-    let (nat, handle) = Nat::new(network(setup)?)
-        .map_err(|error| Error::input("Cannot set up the guest's network").because(&error))?;
+    let (link, handle) = setup.network.link()?;
     machine.set_console(setup.console.writer());
-    for device in devices(setup, nat) {
+    for device in devices(setup, link) {
         machine.add_virtio(device).map_err(|error| no_machine(&error))?;
     }
     if let Some(state) = state {
@@ -363,7 +356,7 @@ fn fill(plan: &Plan, saved: Option<SavedMemory>) -> Result<(Machine, Option<Save
 }
 
 /// The machine's virtio devices. Their order is part of what a saved machine expects.
-fn devices(setup: &Setup, nat: Nat) -> Vec<Box<dyn VirtioDevice>> {
+fn devices(setup: &Setup, link: Box<dyn Link>) -> Vec<Box<dyn VirtioDevice>> {
     let block = |block: Arc<dyn Block>, serial: &str, queues: u16, read_only: bool| {
         let serial = serial.into();
         BlockDevice::new(block, BlockOptions { serial, queues, read_only, ..Default::default() })
@@ -374,7 +367,7 @@ fn devices(setup: &Setup, nat: Nat) -> Vec<Box<dyn VirtioDevice>> {
     if let Some(seed) = &setup.seed {
         devices.push(Box::new(block(Arc::clone(seed) as _, "kvmbake-seed", 1, true)));
     }
-    devices.push(Box::new(NetDevice::new(Box::new(nat))));
+    devices.push(Box::new(NetDevice::new(link)));
     devices.push(Box::new(RngDevice::new()));
     devices.push(Box::new(BalloonDevice::new()));
     devices
@@ -386,45 +379,4 @@ const MAXIMUM_DISK_QUEUES: u8 = 4;
 fn no_machine(error: &kvmbake_vmm::Error) -> Error {
     let failed = Error::input("Cannot start the machine").because(error);
     failed.hint("`kvmbake doctor` says what is missing and what to do")
-}
-
-fn network(setup: &Setup) -> Result<NatConfig, Error> {
-    let net = &setup.plan.profile.net;
-    let mut config = NatConfig { host_loopback: net.host_loopback, ..NatConfig::default() };
-    if let Some(dns) = net.dns {
-        config.resolvers = Resolvers::Fixed(vec![std::net::SocketAddr::from((dns, 53))]);
-    }
-    if let Some(folder) = &net.serve {
-        let server = DirectoryServer::new(&folder.value).map_err(|error| {
-            Error::input(format!("Cannot serve {}", folder.value.display())).because(&error)
-        })?;
-        let report = Arc::clone(&setup.report);
-        let fetched = Arc::clone(&setup.fetched);
-        let server = server.with_watcher(move |served| {
-            fetched.add(&served.target);
-            let text = format!(
-                "{} {} {}, {}",
-                served.method,
-                served.path,
-                served.status,
-                Size(served.bytes)
-            );
-            report.event(Event::Note { stage: Stage::Http, text: &text });
-        });
-        config.forwards.push(Forward {
-            address: SERVICE,
-            port: HTTP,
-            target: Arc::new(Served(server)),
-        });
-    }
-    Ok(config)
-}
-
-/// The profile's folder as a service of the network.
-struct Served(DirectoryServer);
-
-impl kvmbake_net::Service for Served {
-    fn connect(&self) -> std::io::Result<std::os::unix::net::UnixStream> {
-        self.0.connect()
-    }
 }

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
+use crate::profile::net::Target;
 use crate::profile::{BaseSource, Expected, Given, Profile, Run, Source, Text};
 
 /// Files, and folders with all that is in them.
@@ -53,8 +54,11 @@ impl Inputs {
                 scripts.iter().for_each(|script| self.add(&script.value));
             }
         }
-        if let Some(folder) = &profile.net.serve {
-            self.folders.insert(absolute(&folder.value));
+        for forward in &profile.net.forwards {
+            // What the guest writes itself is no reason to run again.
+            if let Target::Folder { path, writable: false } = &forward.target {
+                self.folders.insert(absolute(&path.value));
+            }
         }
     }
 

@@ -3,12 +3,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use kvmbake_provision::http::{Answer, DirectoryServer};
-
 use super::cancel::Cancel;
 use super::plan::Plan;
 use super::position::Position;
 use super::recipe;
+use super::services::Services;
 use crate::cache::{
     Begun, Cache, CacheError, Collected, Digest, Discarded, Layer, LayerId, Limits, Lookup, Miss,
     Recipe, Served, Trace, limit_from_environment,
@@ -20,7 +19,7 @@ use crate::error::{Blame, Error};
 pub struct Layers {
     cache: Cache,
     plan: Arc<Plan>,
-    server: Option<DirectoryServer>,
+    services: Arc<Services>,
     /// The key that the build brings into the guest.
     public_key: Option<String>,
     /// From here on, nothing that is there is good enough.
@@ -40,7 +39,7 @@ impl Layers {
     /// Looks at `cache` for `plan`.
     ///
     /// # Errors
-    /// The profile's folder cannot be served.
+    /// A folder of the profile cannot be served.
     pub fn new(
         cache: Cache,
         plan: Arc<Plan>,
@@ -48,13 +47,8 @@ impl Layers {
         from: Option<Position>,
         cancel: Cancel,
     ) -> Result<Layers, Error> {
-        let server = match &plan.profile.net.serve {
-            Some(folder) => Some(DirectoryServer::new(&folder.value).map_err(|error| {
-                Error::input(format!("Cannot serve {}", folder.value.display())).because(&error)
-            })?),
-            None => None,
-        };
-        Ok(Layers { cache, plan, server, public_key, from, cancel })
+        let services = Arc::new(Services::of(&plan.profile.net)?);
+        Ok(Layers { cache, plan, services, public_key, from, cancel })
     }
 
     /// Returns the cache itself.
@@ -148,16 +142,9 @@ impl Layers {
         })
     }
 
-    /// Returns the digest of what a guest would be served for `path`; `None` for nothing.
-    pub fn served(&self, path: &str) -> Option<Digest> {
-        match self.server.as_ref()?.answer_to(path) {
-            // A file that cannot be read is served as nothing.
-            Answer::File(path) => self.cache.file_digest(&path, self.cancel.flag()).ok(),
-            Answer::Other { status: 404, .. } => None,
-            Answer::Other { status, text } => {
-                Some(Digest::of(format!("{status} {text}").as_bytes()))
-            }
-        }
+    /// Returns the digest of what a guest would be served for what it asked for; `None` for nothing.
+    pub fn served(&self, name: &str) -> Option<Digest> {
+        self.services.served(name, &self.cache, self.cancel.flag())
     }
 
     /// Returns what the guest was served for each of `paths`.

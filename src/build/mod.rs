@@ -14,12 +14,14 @@ mod console;
 mod disk;
 pub mod export;
 mod fetched;
+mod flow_log;
 mod guest;
 mod images;
 mod inputs;
 mod layers;
 mod life;
 mod manifest;
+mod network;
 mod outlook;
 pub mod plan;
 mod position;
@@ -27,6 +29,7 @@ mod recipe;
 mod reuse;
 mod seal;
 mod seed;
+mod services;
 mod stage;
 mod step;
 mod terminal;
@@ -55,6 +58,7 @@ use crate::report::{Event, Report, Stage};
 use bake::Bake;
 use console::Console;
 use layers::Layers;
+use network::Network;
 use stage::Stages;
 use workspace::Workspace;
 
@@ -69,6 +73,10 @@ pub struct Options {
     pub from: Option<Position>,
     /// Write a new folder even when a finished one holds the same images.
     pub force: bool,
+    /// Let the guest reach the profile's forwards and nothing else.
+    pub offline: bool,
+    /// Tell at the end what went on in the guest's network.
+    pub stats: bool,
 }
 
 /// One build under way.
@@ -77,6 +85,8 @@ pub struct Build {
     layers: Option<Layers>,
     key: Arc<BuildKey>,
     force: bool,
+    offline: bool,
+    stats: bool,
     report: Arc<dyn Report>,
     cancel: Cancel,
     begun: Instant,
@@ -106,8 +116,9 @@ impl Build {
                 Layers::new(cache, Arc::clone(&plan), public_key, options.from, cancel.clone())
             })
             .transpose()?;
-        let (begun, now, force) = (Instant::now(), SystemTime::now(), options.force);
-        Ok(Build { plan, layers, key, force, report, cancel, begun, now })
+        let Options { force, offline, stats, .. } = *options;
+        let (begun, now) = (Instant::now(), SystemTime::now());
+        Ok(Build { plan, layers, key, force, offline, stats, report, cancel, begun, now })
     }
 
     /// Says what a build up to `goal` would do.
@@ -131,7 +142,9 @@ impl Build {
             return Ok(folder);
         }
         let place = self.place(Some(output))?;
-        let mut reached = self.bake(&place)?.run(&outlook).await?;
+        let bake = self.bake(&place)?;
+        let mut reached = bake.run(&outlook).await?;
+        bake.network.finish();
         let sealed = reached.layer;
         let disk = Arc::clone(&reached.chain.disk);
         let stages = Stages::new(self.report.as_ref());
@@ -166,8 +179,10 @@ impl Build {
     /// Whatever ended the build, or kept the layer from the cache.
     pub async fn until(&self, goal: Position) -> Result<(), Error> {
         let (outlook, place) = self.ahead(goal).await?;
-        let mut reached = self.bake(&place)?.run(&outlook).await?;
+        let bake = self.bake(&place)?;
+        let mut reached = bake.run(&outlook).await?;
         reached.guest = None;
+        bake.network.finish();
         let lost = reached.settle().await;
         if let Some(layers) = &self.layers {
             self.remember_run(layers, &outlook, &reached.kept);
@@ -278,8 +293,12 @@ impl Build {
         let console = Console::create(&path, &self.plan.profile.secrets).map_err(|error| {
             Error::input(format!("Cannot create {}", path.display())).because(&error)
         })?;
+        let report = Arc::clone(&self.report);
+        let folder = place.workspace.path("");
+        let network = Network::open(&self.plan.profile, &folder, self.offline, self.stats, report)?;
         Ok(Bake {
             plan: Arc::clone(&self.plan),
+            network: Arc::new(network),
             layers: self.layers.clone(),
             scratch: &place.overlays,
             console,

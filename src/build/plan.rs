@@ -21,6 +21,7 @@ use super::seed::{self, Texts};
 use super::step::shell_step;
 use crate::checksum::{self, Checksum};
 use crate::error::{Error, with_causes};
+use crate::profile::net;
 use crate::profile::units::Size;
 use crate::profile::{self, BaseSource, Fault, Given, Named, Profile, Run, SeedKind, Text};
 use crate::report::{Event, Report, Stage};
@@ -86,11 +87,7 @@ impl Plan {
         let private_key =
             profile.ssh.private_key.as_ref().and_then(|path| read_key(path, &mut faults));
         check_steps(&profile, &mut faults);
-        if let Some(folder) = &profile.net.serve
-            && !folder.value.is_dir()
-        {
-            fault(&mut faults, folder, format!("{} is no folder", folder.value.display()), None);
-        }
+        check_network(&profile, &mut faults);
         let boot = boot_overrides(&profile, &mut faults);
         // A download takes its time: whatever else is at fault is told before it.
         let is_here = matches!(profile.image.source.value, BaseSource::File(_));
@@ -323,6 +320,27 @@ fn check_outputs(profile: &Profile, size: u64, faults: &mut Vec<Fault>) {
         if let Err(error) = kvmbake_convert::check_fit(&target, size) {
             let place = output.place.clone();
             faults.push(Fault { message: with_causes(&error), place, hint: None });
+        }
+    }
+}
+
+fn check_network(profile: &Profile, faults: &mut Vec<Fault>) {
+    for forward in &profile.net.forwards {
+        if let net::Target::Folder { path, .. } = &forward.target
+            && !path.value.is_dir()
+        {
+            fault(faults, path, format!("{} is no folder", path.value.display()), None);
+        }
+    }
+    let files = [("log", &profile.net.log), ("pcap", &profile.net.pcap)];
+    for (key, path) in files.into_iter().filter_map(|(key, path)| Some((key, path.as_ref()?))) {
+        let folder = path.value.parent().filter(|folder| !folder.as_os_str().is_empty());
+        if !folder.unwrap_or(Path::new(".")).is_dir() {
+            let message = format!("The folder of `{key}`, {}, is not there", path.value.display());
+            fault(faults, path, message, None);
+        } else if path.value.exists() && !path.value.is_file() {
+            let message = format!("{} is there already and no file", path.value.display());
+            fault(faults, path, message, None);
         }
     }
 }

@@ -156,7 +156,7 @@ impl CacheArgs {
     fn options(&self, plan: &Plan) -> Result<Options, Error> {
         let from =
             self.from.as_deref().map(|text| Position::find(&plan.profile, text)).transpose()?;
-        Ok(Options { no_cache: self.no_cache, from, force: false })
+        Ok(Options { no_cache: self.no_cache, from, ..Options::default() })
     }
 }
 

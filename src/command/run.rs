@@ -32,6 +32,12 @@ pub struct Args {
     /// Write a new folder even when nothing changed
     #[arg(long)]
     force: bool,
+    /// Let the guest reach the profile's forwards and nothing else
+    #[arg(long)]
+    offline: bool,
+    /// Tell at the end what went on in the guest's network, and what was dropped
+    #[arg(long)]
+    stats: bool,
     /// Print one JSON event a line on standard output
     #[arg(long)]
     pub json: bool,
@@ -48,7 +54,7 @@ pub fn run(args: &Args, report: Arc<dyn Report>, secrets: &Secrets) -> Result<()
     let until =
         args.until.as_deref().map(|text| Position::find(&plan.profile, text)).transpose()?;
     let mut options = args.cache.options(&plan)?;
-    options.force = args.force;
+    (options.force, options.offline, options.stats) = (args.force, args.offline, args.stats);
     let build = Build::new(plan, &options, Arc::clone(&report), cancel)?;
     super::block_on(async {
         match until {

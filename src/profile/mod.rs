@@ -3,6 +3,7 @@
 
 mod condition;
 mod given;
+pub mod net;
 mod output;
 mod reader;
 mod source;
@@ -11,7 +12,6 @@ pub mod units;
 mod vars;
 
 use std::fmt;
-use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -20,6 +20,7 @@ use kvmbake_disk::Format as DiskFormat;
 use toml::de::DeTable;
 
 pub use given::Given;
+pub use net::Net;
 pub use reader::nearest;
 use reader::{At, Faults, Reader};
 pub use source::{Fault, Place, Source};
@@ -235,17 +236,6 @@ pub struct Ssh {
     pub private_key: Option<Named<PathBuf>>,
     /// How long the guest may take until its first command runs.
     pub timeout: Duration,
-}
-
-/// What the guest's network offers.
-#[derive(Debug)]
-pub struct Net {
-    /// The folder served at `http://10.0.2.100/`.
-    pub serve: Option<Named<PathBuf>>,
-    /// Whether 10.0.2.2 leads to the host's loopback.
-    pub host_loopback: bool,
-    /// The resolver behind 10.0.2.3, when it is not the host's.
-    pub dns: Option<Ipv4Addr>,
 }
 
 /// What is kept between builds.
@@ -683,18 +673,6 @@ impl Context<'_> {
         };
         reader.finish();
         Some(ssh)
-    }
-
-    fn net(&self, reader: Option<Reader<'_, '_>>) -> Net {
-        let mut net = Net { serve: None, host_loopback: false, dns: None };
-        let Some(reader) = reader else { return net };
-        net.serve = reader.string("serve").map(|at| self.path(at));
-        net.host_loopback = reader.bool("host_loopback").unwrap_or(false);
-        net.dns = reader
-            .parsed("dns", |text| text.parse().map_err(|_| format!("`{text}` is no IPv4 address")))
-            .map(|at| at.value);
-        reader.finish();
-        net
     }
 
     /// Reads a step, and whether it is to be done.

@@ -11,7 +11,7 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use super::condition;
-use super::source::{Fault, Source};
+use super::source::{Fault, Place, Source};
 use super::units;
 use super::vars::Scope;
 
@@ -119,6 +119,11 @@ impl<'t, 's> Reader<'t, 's> {
     /// Adds a fault about the value at `span`.
     pub fn fault(&self, span: &Range<usize>, message: impl Into<String>) {
         self.faults.add(span, message, None);
+    }
+
+    /// Adds a fault about a place that was read before.
+    pub fn fault_at(&self, place: Place, message: String, hint: Option<String>) {
+        self.faults.list.borrow_mut().push(Fault { message, place, hint });
     }
 
     /// Adds a fault with a hint.
@@ -365,15 +370,17 @@ impl<'t, 's> Reader<'t, 's> {
     /// Reads the list of tables at `key`.
     pub fn tables(&self, key: &'static str) -> Vec<Reader<'t, 's>> {
         let Some(value) = self.value(key) else { return Vec::new() };
+        let parent = self.name.strip_prefix('[').and_then(|name| name.strip_suffix(']'));
+        let name = parent.map_or(key.to_string(), |parent| format!("{parent}.{key}"));
         let Some(items) = value.get_ref().as_array() else {
-            self.wrong_type(key, value, &format!("written as [[{key}]]"));
+            self.wrong_type(key, value, &format!("written as [[{name}]]"));
             return Vec::new();
         };
         let mut readers = Vec::with_capacity(items.len());
         for item in items.iter() {
             match item.get_ref().as_table() {
                 Some(table) => {
-                    readers.push(self.below(table, item.span(), format!("[[{key}]]")));
+                    readers.push(self.below(table, item.span(), format!("[[{name}]]")));
                 }
                 None => self.wrong_type(key, item, "a table"),
             }

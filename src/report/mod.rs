@@ -34,8 +34,10 @@ pub enum Stage {
     Names,
     /// One of the profile's steps.
     Step,
-    /// What the guest fetches from the profile's folder, during any other stage.
+    /// What the guest is served over HTTP, during any other stage.
     Http,
+    /// What the guest's network does not let through, and what else is to say of it.
+    Net,
     /// The key removed, the guest shut down.
     Seal,
     /// The images written.
@@ -63,6 +65,7 @@ impl Stage {
             Stage::Names => "names",
             Stage::Step => "step",
             Stage::Http => "http",
+            Stage::Net => "net",
             Stage::Seal => "seal",
             Stage::Export => "export",
             Stage::Convert => "convert",

@@ -16,26 +16,15 @@ mod device;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::AsFd;
-use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::sync::Arc;
 
 use device::Tap;
-use kvmbake_net::{Forward, Nat, NatConfig, NatHandle, Resolvers, Service};
+use kvmbake_net::{Forward, Nat, NatConfig, NatHandle, Resolvers, Target};
 
 const USAGE: &str = "Usage: tap [--name NAME] [--netns PATH] [--mtu N] [--no-offload] \
                      [--host-loopback] [--resolver ADDRESS:PORT]... \
                      [--forward ADDRESS:PORT=UNIX-SOCKET]...";
-
-/// A forward to whoever listens on a Unix socket.
-struct UnixService(PathBuf);
-
-impl Service for UnixService {
-    fn connect(&self) -> io::Result<UnixStream> {
-        UnixStream::connect(&self.0)
-    }
-}
 
 struct Options {
     name: String,
@@ -66,7 +55,7 @@ fn options() -> Option<Options> {
                 options.config.forwards.push(Forward {
                     address: *address.ip(),
                     port: address.port(),
-                    target: Arc::new(UnixService(path.into())),
+                    target: Target::Socket(path.into()),
                 });
             }
             _ => return None,

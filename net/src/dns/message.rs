@@ -33,6 +33,8 @@ pub(crate) enum Rcode {
     Truncated,
     /// SERVFAIL.
     ServerFailure,
+    /// REFUSED.
+    Refused,
 }
 
 /// A standard query with one question, kept to be asked again.
@@ -158,6 +160,7 @@ impl Query {
         let (flags, code) = match rcode {
             Rcode::Truncated => (TRUNCATED, 0),
             Rcode::ServerFailure => (0, 2),
+            Rcode::Refused => (0, 5),
         };
         self.write_header(buf, self.question_end, 0, flags, code);
     }

@@ -8,13 +8,14 @@
 //!
 //! Queries over TCP do not come here: they are ordinary TCP flows to a resolver.
 
+pub(crate) mod addresses;
 mod hosts;
 pub(crate) mod message;
 pub(crate) mod resolvers;
 
 use std::collections::VecDeque;
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsFd;
 
 use crate::config::NatConfig;
@@ -56,6 +57,13 @@ pub(crate) struct Client {
     pub(crate) guest: (IpAddr, u16),
     /// The name server's address that was asked.
     pub(crate) server: IpAddr,
+}
+
+impl Client {
+    /// Returns the name server as the guest sees it.
+    pub(crate) fn peer(&self) -> SocketAddr {
+        (self.server, DNS_PORT).into()
+    }
 }
 
 /// The queries under way.
@@ -189,8 +197,28 @@ impl Dns {
         }
     }
 
-    /// Moves answers from the resolvers to the outbox, as far as it has room.
-    pub(crate) fn receive(&mut self, poller: &Poller, outbox: &mut Outbox, now: Micros) {
+    /// Returns the addresses that a query is answered with without any resolver.
+    pub(crate) fn own_answer(&mut self, payload: &[u8]) -> Option<Vec<IpAddr>> {
+        let query = Query::read(payload).filter(Query::asks_for_addresses)?;
+        Some(self.hosts.addresses(&query.name()?)?.to_vec())
+    }
+
+    /// Refuses a query of the guest's that it may not make.
+    pub(crate) fn refuse(&self, payload: &[u8], client: Client, outbox: &mut Outbox) {
+        if let Some(query) = Query::read(payload) {
+            self.answer(outbox, client, &query, Rcode::Refused);
+        }
+    }
+
+    /// Moves answers from the resolvers to the outbox, as far as it has room. `may_pass` takes each
+    /// with its client; one that may not pass is refused.
+    pub(crate) fn receive(
+        &mut self,
+        poller: &Poller,
+        outbox: &mut Outbox,
+        now: Micros,
+        may_pass: &mut dyn FnMut(&[u8], Client) -> bool,
+    ) {
         while outbox.has_room(self.mtu + 64) {
             let Some(slot) = self.backlog.pop_front() else {
                 return;
@@ -200,7 +228,8 @@ impl Dns {
             };
             pending.queued = false;
             let mut received = Ok(0);
-            let Client { guest, server } = pending.client;
+            let client = pending.client;
+            let Client { guest, server } = client;
             let max_payload = self.mtu - ip::header_len(server) - udp::HEADER_LEN;
             outbox.queue_udp((server, DNS_PORT), guest, max_payload, |payload| {
                 received = pending.socket.receive(payload, libc::MSG_TRUNC);
@@ -209,6 +238,10 @@ impl Dns {
                 if !query.is_answered_by(&payload[..len.min(payload.len())]) {
                     received = Err(io::ErrorKind::InvalidData.into());
                     return None;
+                }
+                if !may_pass(&payload[..len.min(payload.len())], client) {
+                    query.write_answer(payload, Rcode::Refused);
+                    return Some(query.answer_len());
                 }
                 if len > payload.len() {
                     query.write_answer(payload, Rcode::Truncated);

@@ -21,6 +21,8 @@ pub(crate) enum Token {
     Dns(Slot),
     /// The socket of an echo flow.
     Ping(Slot),
+    /// A port of the host that leads to the guest, by its index.
+    Inbound(u32),
 }
 
 impl Token {
@@ -31,6 +33,7 @@ impl Token {
             Token::Udp(slot) => (2, slot),
             Token::Dns(slot) => (3, slot),
             Token::Ping(slot) => (4, slot),
+            Token::Inbound(index) => (5, Slot { index, generation: 0 }),
         };
         kind << (32 + GENERATION_BITS) | u64::from(slot.generation) << 32 | u64::from(slot.index)
     }
@@ -46,6 +49,7 @@ impl Token {
             2 => Some(Token::Udp(slot)),
             3 => Some(Token::Dns(slot)),
             4 => Some(Token::Ping(slot)),
+            5 => Some(Token::Inbound(slot.index)),
             _ => None,
         }
     }
@@ -133,9 +137,8 @@ mod tests {
     #[test]
     fn tokens_survive_packing() {
         let slot = Slot { index: u32::MAX, generation: (1 << GENERATION_BITS) - 1 };
-        for token in
-            [Token::Wake, Token::Tcp(slot), Token::Udp(slot), Token::Dns(slot), Token::Ping(slot)]
-        {
+        let flows = [Token::Tcp(slot), Token::Udp(slot), Token::Dns(slot), Token::Ping(slot)];
+        for token in flows.into_iter().chain([Token::Wake, Token::Inbound(7)]) {
             assert_eq!(Token::unpack(token.pack()), Some(token));
         }
         assert_eq!(Token::unpack(u64::MAX), None);

@@ -2,14 +2,17 @@
 
 use std::io;
 use std::mem;
-use std::net::{IpAddr, SocketAddr, SocketAddrV4, SocketAddrV6};
+use std::net::{IpAddr, SocketAddr, SocketAddrV4, SocketAddrV6, TcpStream};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 
 /// A non-blocking socket: TCP, UDP, ICMP echo or Unix stream.
 #[derive(Debug)]
 pub(crate) struct Socket {
     fd: OwnedFd,
+    is_unix: bool,
 }
 
 /// How a TCP connection stands when it has just been asked for.
@@ -84,11 +87,37 @@ impl Socket {
         }
     }
 
+    /// Connects to whoever listens on a Unix socket; one whose backlog is full counts as refusing.
+    pub(crate) fn connect_unix(path: &Path) -> io::Result<Socket> {
+        // SAFETY: all-zero bytes are a valid sockaddr_un.
+        let mut address: libc::sockaddr_un = unsafe { mem::zeroed() };
+        address.sun_family = libc::AF_UNIX as libc::sa_family_t;
+        let bytes = path.as_os_str().as_bytes();
+        // A zero byte ends the path.
+        if bytes.len() >= address.sun_path.len() || bytes.contains(&0) {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        for (to, from) in address.sun_path.iter_mut().zip(bytes) {
+            *to = *from as libc::c_char;
+        }
+        let socket = Socket::of_domain(libc::AF_UNIX, libc::SOCK_STREAM, 0)?;
+        check(socket.connect_raw(&address) as isize)?;
+        Ok(socket)
+    }
+
     fn open(address: SocketAddr, kind: libc::c_int, protocol: libc::c_int) -> io::Result<Socket> {
         let domain = match address {
             SocketAddr::V4(_) => libc::AF_INET,
             SocketAddr::V6(_) => libc::AF_INET6,
         };
+        Socket::of_domain(domain, kind, protocol)
+    }
+
+    fn of_domain(
+        domain: libc::c_int,
+        kind: libc::c_int,
+        protocol: libc::c_int,
+    ) -> io::Result<Socket> {
         let kind = kind | libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC;
         // SAFETY: socket takes no pointer; its result is checked.
         let fd = unsafe { libc::socket(domain, kind, protocol) };
@@ -97,7 +126,7 @@ impl Socket {
         }
         // SAFETY: the descriptor has just been made and has no other owner.
         let fd = unsafe { OwnedFd::from_raw_fd(fd) };
-        Ok(Socket { fd })
+        Ok(Socket { fd, is_unix: domain == libc::AF_UNIX })
     }
 
     fn connect(&self, address: SocketAddr) -> io::Result<()> {
@@ -144,7 +173,15 @@ impl Socket {
     /// more than `buf` holds.
     pub(crate) fn receive(&self, buf: &mut [u8], flags: libc::c_int) -> io::Result<usize> {
         // SAFETY: the pointer and length describe `buf`, which outlives the call.
-        check(unsafe { libc::recv(self.fd.as_raw_fd(), buf.as_mut_ptr().cast(), buf.len(), flags) })
+        let received = check(unsafe {
+            libc::recv(self.fd.as_raw_fd(), buf.as_mut_ptr().cast(), buf.len(), flags)
+        });
+        match received {
+            // A Unix stream whose other end has closed without reading everything; all that it has
+            // sent has come (unix(7)).
+            Err(error) if self.is_unix && error.kind() == io::ErrorKind::ConnectionReset => Ok(0),
+            received => received,
+        }
     }
 
     /// Sends from `data`; never raises SIGPIPE.
@@ -188,7 +225,17 @@ impl TryFrom<UnixStream> for Socket {
 
     fn try_from(stream: UnixStream) -> io::Result<Socket> {
         stream.set_nonblocking(true)?;
-        Ok(Socket { fd: stream.into() })
+        Ok(Socket { fd: stream.into(), is_unix: true })
+    }
+}
+
+impl TryFrom<TcpStream> for Socket {
+    type Error = io::Error;
+
+    fn try_from(stream: TcpStream) -> io::Result<Socket> {
+        stream.set_nonblocking(true)?;
+        stream.set_nodelay(true)?;
+        Ok(Socket { fd: stream.into(), is_unix: false })
     }
 }
 

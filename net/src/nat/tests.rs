@@ -5,6 +5,7 @@ mod hostile;
 mod ipv6;
 mod restore;
 mod rfc;
+mod rules;
 mod tcp;
 
 use std::io;
@@ -14,7 +15,7 @@ use std::os::unix::net::UnixStream;
 use std::sync::Mutex;
 
 use super::*;
-use crate::config::{Forward, Limits, Resolvers, Service};
+use crate::config::{Forward, Limits, Resolvers, Service, Target};
 use crate::dns::message::tests::query;
 use crate::link::MAX_FRAME;
 use frames::{Received, arp, datagram, frame, icmp_frame, ipv4_frame, segment};
@@ -63,7 +64,7 @@ impl Bench {
             forwards: vec![Forward {
                 address: SERVICE,
                 port: 80,
-                target: Arc::clone(&services) as Arc<dyn Service>,
+                target: Target::Service(Arc::clone(&services) as Arc<dyn Service>),
             }],
             ..NatConfig::default()
         };

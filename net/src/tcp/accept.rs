@@ -6,12 +6,14 @@ use std::os::fd::AsFd;
 
 use smoltcp::wire::IpListenEndpoint;
 
+use crate::config::Target;
 use crate::host::poller::Token;
 use crate::host::socket::{Connect, Socket};
 use crate::link::DropReason;
 use crate::outbox::Outbox;
-use crate::policy::Route;
+use crate::policy::{Refusal, Route};
 use crate::slab::Slot;
+use crate::watch::{Bytes, Ended, Outcome, Protocol};
 use crate::wire::{icmp, ip};
 
 use super::flow::{Flow, Key, Stage};
@@ -26,13 +28,17 @@ impl TcpFlows {
         key: Key,
         around: &mut Surroundings<'_>,
     ) -> Result<(), DropReason> {
-        let route = match around.policy.tcp(key.remote, key.remote_port) {
+        let peer = (key.remote, key.remote_port).into();
+        let name = around.policy.name_of(key.remote);
+        let route = match around.policy.tcp(key.remote, key.remote_port, around.now) {
             Ok(route) => route,
-            Err(reason) => {
-                if reason == DropReason::Denied {
+            Err(refusal) => {
+                if let Refusal::Denied(denial) = refusal {
                     self.reset(packet, around);
+                    let (guest_port, why) = (key.guest_port, (around.policy, denial));
+                    around.reporter.denied(Protocol::Tcp, guest_port, peer, name, why, around.now);
                 }
-                return Err(reason);
+                return Err(refusal.into());
             }
         };
         if self.flows.len() >= self.limits.tcp_flows
@@ -40,10 +46,20 @@ impl TcpFlows {
         {
             return Err(DropReason::NoRoom);
         }
+        if matches!(route, Route::Service(_)) {
+            around.reporter.opened(peer);
+        }
         let mut others = Vec::new();
         let opened = match route {
-            Route::Service(service) => {
+            Route::Service(Target::Service(service)) => {
                 service.connect().and_then(Socket::try_from).map(|socket| (socket, Connect::Done))
+            }
+            Route::Service(Target::Socket(path)) => {
+                Socket::connect_unix(&path).map(|socket| (socket, Connect::Done))
+            }
+            Route::Service(Target::Host(addresses)) => {
+                others = addresses.into_iter().rev().collect();
+                connect_any(&mut others)
             }
             Route::Host(address) => Socket::connect_tcp(address),
             Route::Resolver => {
@@ -55,7 +71,18 @@ impl TcpFlows {
             Ok(opened) => opened,
             Err(error) => {
                 tracing::debug!(to = %key.remote, port = key.remote_port, %error, "no TCP flow");
-                match Failure::of(&error) {
+                let failure = Failure::of(&error);
+                self.ended.push(Ended {
+                    protocol: Protocol::Tcp,
+                    inbound: false,
+                    guest_port: key.guest_port,
+                    peer,
+                    name,
+                    opened: around.now,
+                    bytes: Bytes::default(),
+                    outcome: failure.outcome(),
+                });
+                match failure {
                     Failure::Refused => self.reset(packet, around),
                     Failure::Unreachable(why) => {
                         unreachable(around.outbox, &key, header.seq, why);
@@ -71,7 +98,8 @@ impl TcpFlows {
             return Err(DropReason::HostError);
         }
         let stage = Stage::Connecting { syn: header.seq, others };
-        let mut flow = Flow::new(key, stage, Some(host), self.buffer());
+        let mut flow = Flow::new(key, stage, Some(host), self.buffer(), around.now);
+        flow.name = name;
         let socket = flow.socket();
         socket.pause_synack(true);
         let endpoint = IpListenEndpoint { addr: Some(key.remote.into()), port: key.remote_port };
@@ -119,7 +147,7 @@ impl TcpFlows {
                 self.connecting -= 1;
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-            Err(error) => match Failure::of(&error) {
+            Err(error) => match Failure::of(&error).noted_by(flow) {
                 Failure::Refused => flow.socket().abort(),
                 Failure::Unreachable(why) => {
                     let key = flow.key;
@@ -161,6 +189,21 @@ impl Failure {
             // The host lacks something, or a service does not serve.
             (_, None) => Failure::Refused,
         }
+    }
+}
+
+impl Failure {
+    fn outcome(&self) -> Outcome {
+        match self {
+            Failure::Refused => Outcome::Refused,
+            Failure::Unreachable(_) => Outcome::Unreachable,
+            Failure::Silent => Outcome::TimedOut,
+        }
+    }
+
+    fn noted_by(self, flow: &mut Flow) -> Failure {
+        flow.failed = Some(self.outcome());
+        self
     }
 }
 

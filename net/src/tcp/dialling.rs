@@ -1,21 +1,27 @@
-//! Connections that the host opens to the guest, for the dials of handles.
+//! Connections that the host opens to the guest: for the dials of handles, and for those who call
+//! at a port of the host that leads to the guest.
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 
-use smoltcp::socket::tcp::State;
+use smoltcp::socket::tcp::{ConnectError, State};
+use smoltcp::time::Duration;
 use smoltcp::wire::{IpAddress, IpListenEndpoint};
 
 use crate::dial::{DialError, Ticket};
 use crate::handle::DialOutcome;
 use crate::host::poller::{Poller, Token};
 use crate::host::socket::Socket;
+use crate::inbound::Caller;
 use crate::slab::Slot;
+use crate::watch::Outcome;
 
 use super::flow::{Flow, Key, Stage};
 use super::{Surroundings, TcpFlows};
 
+/// How long the guest may take to answer a caller.
+const INVITATION: Duration = Duration::from_secs(10);
 /// The ports that dials come from (RFC 6335, section 6).
 pub(super) const EPHEMERAL: std::ops::RangeInclusive<u16> = 49_152..=65_535;
 
@@ -26,24 +32,64 @@ impl TcpFlows {
             ticket.answer(Err(DialError::Busy));
             return;
         }
-        let guest = IpAddr::V4(around.outbox.addresses.guest);
-        let remote = IpAddr::V4(gateway);
-        let mut key = Key { guest, guest_port: ticket.port, remote, remote_port: self.next_port };
-        while self.by_key.contains_key(&key) {
-            key.remote_port = next_ephemeral(key.remote_port);
-        }
-        self.next_port = next_ephemeral(key.remote_port);
+        let key = self.next_key(ticket.port, gateway, around);
         let stage = Stage::Dialling { ticket, since: around.now };
-        let mut flow = Flow::new(key, stage, None, self.buffer());
-        let guest = IpAddress::from(guest);
-        let local = IpListenEndpoint { addr: Some(remote.into()), port: key.remote_port };
-        let connecting =
-            flow.socket().connect(self.engine.context(), (guest, key.guest_port), local);
+        let mut flow = Flow::new(key, stage, None, self.buffer(), around.now);
+        flow.is_dial = true;
+        let connecting = self.connect(&mut flow);
         self.dialling += 1;
         let slot = self.insert(flow);
         match connecting {
             Ok(()) => self.make_ready(slot),
             // Port 0 alone comes here.
+            Err(_) => self.remove(slot),
+        }
+    }
+
+    /// Returns the ends of a new connection from a port of the gateway's that is free.
+    fn next_key(&mut self, guest_port: u16, gateway: Ipv4Addr, around: &Surroundings<'_>) -> Key {
+        let guest = IpAddr::V4(around.outbox.addresses.guest);
+        let remote = IpAddr::V4(gateway);
+        let mut key = Key { guest, guest_port, remote, remote_port: self.next_port };
+        while self.by_key.contains_key(&key) {
+            key.remote_port = next_ephemeral(key.remote_port);
+        }
+        self.next_port = next_ephemeral(key.remote_port);
+        key
+    }
+
+    /// Has a flow's socket connect to the guest.
+    fn connect(&mut self, flow: &mut Flow) -> Result<(), ConnectError> {
+        let key = flow.key;
+        let guest = IpAddress::from(key.guest);
+        let local = IpListenEndpoint { addr: Some(key.remote.into()), port: key.remote_port };
+        flow.socket().connect(self.engine.context(), (guest, key.guest_port), local)
+    }
+
+    /// Starts to connect a caller to the guest. Without a guest, or room, it is reset.
+    pub(crate) fn invite(
+        &mut self,
+        caller: Caller,
+        is_there: bool,
+        gateway: Ipv4Addr,
+        around: &Surroundings<'_>,
+    ) {
+        let Caller { stream, address, guest_port } = caller;
+        let Ok(host) = Socket::try_from(stream) else { return };
+        let watched = around.poller.watch(host.as_fd(), Token::Tcp(self.flows.next_slot()));
+        if !is_there || self.flows.len() >= self.limits.tcp_flows || watched.is_err() {
+            host.reset_on_close();
+            return;
+        }
+        let key = self.next_key(guest_port, gateway, around);
+        let mut flow = Flow::new(key, Stage::Inviting, Some(host), self.buffer(), around.now);
+        flow.caller = Some(address);
+        flow.failed = Some(Outcome::Refused);
+        flow.socket().set_timeout(Some(INVITATION));
+        let connecting = self.connect(&mut flow);
+        let slot = self.insert(flow);
+        match connecting {
+            Ok(()) => self.make_ready(slot),
             Err(_) => self.remove(slot),
         }
     }
@@ -57,7 +103,7 @@ impl TcpFlows {
         self.dialling -= 1;
         match std::mem::replace(&mut flow.stage, Stage::Open) {
             Stage::Dialling { ticket, .. } => Some(ticket),
-            Stage::Connecting { .. } | Stage::Open => None,
+            Stage::Connecting { .. } | Stage::Inviting | Stage::Open => None,
         }
     }
 

@@ -6,6 +6,7 @@
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 
 use smoltcp::iface::{SocketHandle, SocketSet, SocketStorage};
 use smoltcp::socket::tcp::{RecvError, Socket as TcpSocket, SocketBuffer, State};
@@ -14,6 +15,7 @@ use smoltcp::time::Duration;
 use crate::dial::Ticket;
 use crate::host::socket::Socket;
 use crate::timers::Micros;
+use crate::watch::{Bytes, Ended, Outcome, Protocol};
 
 use super::orphans::Numbers;
 
@@ -38,6 +40,8 @@ pub(crate) enum Stage {
     },
     /// A connection to the guest is being made for a dial.
     Dialling { ticket: Ticket, since: Micros },
+    /// A connection to the guest is being made for somebody who has connected to a port of the host.
+    Inviting,
     /// Both ends are there.
     Open,
 }
@@ -68,6 +72,16 @@ pub(crate) struct Flow {
     pub(crate) buffers: usize,
     /// Where the connection stands, once the guest has been given a segment of it.
     pub(crate) numbers: Option<Numbers>,
+    /// The name that the guest had looked its peer up by.
+    pub(crate) name: Option<Arc<str>>,
+    opened: Micros,
+    bytes: Bytes,
+    /// Who has opened it from outside.
+    pub(crate) caller: Option<SocketAddr>,
+    /// Whether it is nobody's but ours: a dial.
+    pub(crate) is_dial: bool,
+    /// How an attempt to connect has failed.
+    pub(crate) failed: Option<Outcome>,
 }
 
 /// How long a guest may stay silent to keep-alives before its flow is given up.
@@ -75,7 +89,13 @@ const KEEP_ALIVE: Duration = Duration::from_secs(60);
 const TIMEOUT: Duration = Duration::from_secs(300);
 
 impl Flow {
-    pub(crate) fn new(key: Key, stage: Stage, host: Option<Socket>, buffer: usize) -> Flow {
+    pub(crate) fn new(
+        key: Key,
+        stage: Stage,
+        host: Option<Socket>,
+        buffer: usize,
+        now: Micros,
+    ) -> Flow {
         // Zeroed memory comes from the system untouched, so unused buffers occupy nothing.
         let mut socket =
             TcpSocket::new(SocketBuffer::new(vec![0; buffer]), SocketBuffer::new(vec![0; buffer]));
@@ -100,6 +120,12 @@ impl Flow {
             ready: false,
             buffers: 2 * buffer,
             numbers: None,
+            name: None,
+            opened: now,
+            bytes: Bytes::default(),
+            caller: None,
+            is_dial: false,
+            failed: None,
         }
     }
 
@@ -116,6 +142,14 @@ impl Flow {
         socket.set_timeout(Some(TIMEOUT));
         self.readable = true;
         self.writable = true;
+    }
+
+    /// Begins to move bytes once the guest has taken a caller's connection.
+    pub(crate) fn open_if_taken(&mut self) {
+        if !matches!(self.socket().state(), State::SynSent | State::SynReceived | State::Closed) {
+            self.failed = None;
+            self.open();
+        }
     }
 
     /// Moves what can be moved both ways.
@@ -143,7 +177,7 @@ impl Flow {
             });
             match moved {
                 Ok(Ok(0)) => return,
-                Ok(Ok(_)) => {}
+                Ok(Ok(moved)) => self.bytes.from_guest += moved as u64,
                 Ok(Err(error)) if error.kind() == io::ErrorKind::WouldBlock => {
                     self.writable = false;
                 }
@@ -176,8 +210,10 @@ impl Flow {
                     socket.close();
                 }
                 // A short read has emptied the socket, unless it is at its end.
-                Ok(Ok(received)) if received < room && !self.ended => self.readable = false,
-                Ok(Ok(_)) => {}
+                Ok(Ok(received)) => {
+                    self.bytes.to_guest += received as u64;
+                    self.readable = received == room || self.ended;
+                }
                 Ok(Err(error)) if error.kind() == io::ErrorKind::WouldBlock => {
                     self.readable = false;
                 }
@@ -210,9 +246,33 @@ impl Flow {
                 self.deaf || !unread || self.host.is_none()
             }
             (Stage::Connecting { .. }, State::Closed | State::Listen) => true,
-            (Stage::Dialling { .. }, State::Closed) => true,
+            (Stage::Dialling { .. } | Stage::Inviting, State::Closed) => true,
             _ => false,
         }
+    }
+
+    /// Returns what there is to tell of the flow at its end; nothing of a dial, which is our own.
+    pub(crate) fn ended(&self) -> Option<Ended> {
+        if self.is_dial {
+            return None;
+        }
+        let is_whole = self.guest_done && self.host_done && !self.deaf;
+        let outcome = match &self.failed {
+            Some(failed) => failed.clone(),
+            None if is_whole => Outcome::Closed,
+            None => Outcome::Reset,
+        };
+        let Key { guest_port, remote, remote_port, .. } = self.key;
+        Some(Ended {
+            protocol: Protocol::Tcp,
+            inbound: self.caller.is_some(),
+            guest_port,
+            peer: self.caller.unwrap_or((remote, remote_port).into()),
+            name: self.name.clone(),
+            opened: self.opened,
+            bytes: self.bytes,
+            outcome,
+        })
     }
 
     /// Prepares the host's socket for being closed with the flow.

@@ -30,6 +30,7 @@ use crate::outbox::Outbox;
 use crate::policy::Policy;
 use crate::slab::{Slab, Slot};
 use crate::timers::{Micros, Timers};
+use crate::watch::{Ended, Outcome, Reporter};
 use crate::wire::{be16, be32, ip};
 
 use dialling::EPHEMERAL;
@@ -62,6 +63,7 @@ pub(crate) struct Surroundings<'a> {
     pub(crate) dns: &'a mut Dns,
     pub(crate) poller: &'a Poller,
     pub(crate) outbox: &'a mut Outbox,
+    pub(crate) reporter: &'a mut Reporter,
     pub(crate) now: Micros,
 }
 
@@ -87,6 +89,8 @@ pub(crate) struct TcpFlows {
     next_port: u16,
     opened: u64,
     last_dial: Option<(u16, DialOutcome)>,
+    /// Flows that have ended and are yet to be told.
+    pub(crate) ended: Vec<Ended>,
 }
 
 /// The fields of a TCP header that the table itself reads.
@@ -137,6 +141,7 @@ impl TcpFlows {
             next_port: *EPHEMERAL.start(),
             opened: 0,
             last_dial: None,
+            ended: Vec::new(),
         }
     }
 
@@ -171,6 +176,12 @@ impl TcpFlows {
             self.remove(slot);
         }
         tickets
+    }
+
+    /// Returns what there is to tell of the flows that are open.
+    pub(crate) fn open_flows(&self) -> Vec<Ended> {
+        let open = |flow: &Flow| Some(Ended { outcome: Outcome::Open, ..flow.ended()? });
+        self.flows.iter().filter_map(|(_, flow)| open(flow)).collect()
     }
 
     /// Returns what a saved guest still has of its connections. One that has not been answered yet
@@ -274,6 +285,7 @@ impl TcpFlows {
         self.by_key.remove(&flow.key);
         self.buffered -= flow.buffers;
         flow.finish();
+        self.ended.extend(flow.ended());
         match flow.stage {
             Stage::Connecting { .. } => self.connecting -= 1,
             Stage::Dialling { ticket, .. } => {
@@ -286,7 +298,7 @@ impl TcpFlows {
                 self.last_dial = Some((port, outcome));
                 ticket.answer(Err(DialError::Refused { port }));
             }
-            Stage::Open => {}
+            Stage::Inviting | Stage::Open => {}
         }
     }
 
@@ -329,8 +341,10 @@ impl TcpFlows {
                 continue;
             };
             flow.touched = false;
-            if matches!(flow.stage, Stage::Dialling { .. }) {
-                self.dialled(slot, around.poller);
+            match flow.stage {
+                Stage::Dialling { .. } => self.dialled(slot, around.poller),
+                Stage::Inviting => flow.open_if_taken(),
+                Stage::Connecting { .. } | Stage::Open => {}
             }
             if let Some(flow) = self.flows.get_mut(slot) {
                 flow.pump();
@@ -363,7 +377,7 @@ impl TcpFlows {
             let deadline = match &flow.stage {
                 Stage::Connecting { .. } => None,
                 Stage::Dialling { since, .. } => Some(since + REDIAL),
-                Stage::Open => self.engine.deadline(&flow.sockets, now),
+                Stage::Inviting | Stage::Open => self.engine.deadline(&flow.sockets, now),
             };
             self.timers.set(slot, deadline.map(|at| at.max(now + TICK)));
         }

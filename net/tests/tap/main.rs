@@ -5,6 +5,7 @@
 #[path = "../../examples/tap/device.rs"]
 mod device;
 mod dialling;
+mod forwards;
 mod icmp;
 mod ipv6;
 mod names;
@@ -13,4 +14,5 @@ mod restore;
 mod services;
 mod tcp;
 mod udp;
+mod wires;
 mod world;

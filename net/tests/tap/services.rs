@@ -10,7 +10,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use kvmbake_net::{DropReason, Forward, Lease, NatConfig, Service};
+use kvmbake_net::{DropReason, Forward, Lease, NatConfig, Service, Target};
 
 use crate::world::World;
 
@@ -180,7 +180,10 @@ impl Service for Shut {
 #[test]
 fn forwards_are_answered_by_their_services() {
     let address = Ipv4Addr::new(10, 0, 2, 100);
-    let forward = |port, target: Arc<dyn Service>| Forward { address, port, target };
+    let forward = |port, target: Arc<dyn Service>| {
+        let target = Target::Service(target);
+        Forward { address, port, target }
+    };
     let world = World::new(NatConfig {
         forwards: vec![
             forward(80, Arc::new(Page("bootstrap"))),

@@ -138,12 +138,16 @@ pub struct World {
 /// A thread that runs a NAT and gives back its device, and what was saved when it was stopped.
 type Running = JoinHandle<io::Result<(Tap, Vec<u8>)>>;
 
+/// What is put between a device and its NAT.
+pub type Wire = Box<dyn FnOnce(Nat) -> Box<dyn Link> + Send>;
+
 /// Runs a NAT in a namespace, for the guest that has been saved if one has.
 fn start(
     host: &Namespace,
     tap: Tap,
     config: NatConfig,
     saved: Option<Vec<u8>>,
+    wire: Wire,
 ) -> (OwnedFd, NatHandle, Running) {
     let (stop, stopped) = pipe();
     let (handles, made) = mpsc::channel();
@@ -153,8 +157,9 @@ fn start(
             nat.restore(&saved)?;
         }
         handles.send(handle).map_err(io::Error::other)?;
-        tap.run(&mut nat, stopped.as_fd())?;
-        Ok((tap, nat.save()))
+        let mut link = wire(nat);
+        tap.run(&mut *link, stopped.as_fd())?;
+        Ok((tap, link.save()))
     });
     (stop, made.recv().expect("the NAT starts"), nat)
 }
@@ -167,8 +172,19 @@ impl World {
         world
     }
 
+    /// Makes a world whose guest has its address, with something between its device and the NAT.
+    pub fn through(config: NatConfig, offloads: bool, wire: Wire) -> World {
+        let world = World::made(config, offloads, wire);
+        world.configure_guest();
+        world
+    }
+
     /// Makes a world whose guest has a device that is up, and nothing else.
     pub fn without_address(config: NatConfig, offloads: bool) -> World {
+        World::made(config, offloads, Box::new(|nat| Box::new(nat)))
+    }
+
+    fn made(config: NatConfig, offloads: bool, wire: Wire) -> World {
         let guest = Namespace::new();
         let host = Namespace::new();
         let address = format!("{WORLD}/32");
@@ -180,7 +196,7 @@ impl World {
             .unwrap_or_else(|error| panic!("cannot make a TAP device: {error}"));
         let link = ["link", "set", "tap0", "up", "address", &mac, "mtu", &mtu];
         guest.run("ip", &link);
-        let (stop, handle, nat) = start(&host, tap, config, None);
+        let (stop, handle, nat) = start(&host, tap, config, None, wire);
         World { guest, host, handle, stop: Some(stop), nat: Some(nat) }
     }
 
@@ -189,7 +205,8 @@ impl World {
         drop(self.stop.take());
         let nat = self.nat.take().expect("a NAT runs").join();
         let (tap, saved) = nat.expect("the NAT does not panic").expect("the NAT runs");
-        let (stop, handle, nat) = start(&self.host, tap, config, Some(saved));
+        let (stop, handle, nat) =
+            start(&self.host, tap, config, Some(saved), Box::new(|nat| Box::new(nat)));
         (self.stop, self.handle, self.nat) = (Some(stop), handle, Some(nat));
     }
 

@@ -1,15 +1,19 @@
-//! A directory served over HTTP/1.1, for what guests fetch while they are built.
+//! A folder or fixed contents served over HTTP/1.1, for what guests fetch while they are built, and
+//! where they report to.
 //!
-//! Any stream will do: [`DirectoryServer::connect`] gives the client's end of a socket pair and serves the other on a
-//! thread of its own, so no port of the host is opened. GET and HEAD, keep-alive, single ranges, listings. Nothing
+//! Any stream will do: [`Server::connect`] gives the client's end of a socket pair and serves the other on a
+//! thread of its own, so no port of the host is opened. GET and HEAD, keep-alive, single ranges, listings; POST adds
+//! to the files of a folder that was made writable, within limits. Nothing
 //! outside the directory is reachable, neither by `..` nor through a symbolic link. The client is hostile: heads are
 //! bounded, idle connections end, and the number of connections is limited.
 //!
-//! Left out: conditional requests, compression, uploads. RFC 9110 and 9112.
+//! Left out: conditional requests, compression, chunked requests. RFC 9110 and 9112.
 
 mod request;
 mod resource;
+mod upload;
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
@@ -26,6 +30,9 @@ const MAX_CONNECTIONS: usize = 128;
 
 /// How long a connection may say nothing.
 const IDLE: Duration = Duration::from_secs(60);
+
+/// Bytes of content that nobody wants and that are read all the same, so that the client sees its answer.
+const MAX_UNWANTED: u64 = 64 << 20;
 
 /// One answered request, for whoever watches the build.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -60,38 +67,74 @@ pub enum Answer {
 
 type Watcher = Arc<dyn Fn(&Served) + Send + Sync>;
 
-/// Serves one directory. Cheap to clone: clones share the limit on connections.
+/// Fixed contents by their paths; that of the empty path is for all others.
+pub type Contents = BTreeMap<String, Arc<[u8]>>;
+
+/// Where answers come from.
+#[derive(Debug, Clone)]
+enum Root {
+    /// A canonical folder, and what may still be added to it when it is writable.
+    Folder(PathBuf, Option<Arc<upload::Account>>),
+    Fixed(Arc<Contents>),
+}
+
+impl Root {
+    fn is_writable(&self) -> bool {
+        matches!(self, Root::Folder(_, Some(_)))
+    }
+}
+
+/// Serves one folder, or fixed contents. Cheap to clone: clones share the limits.
 #[derive(Clone)]
-pub struct DirectoryServer {
-    root: PathBuf,
+pub struct Server {
+    root: Root,
     watcher: Option<Watcher>,
     connections: Arc<AtomicUsize>,
 }
 
-impl fmt::Debug for DirectoryServer {
+impl fmt::Debug for Server {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("DirectoryServer").field("root", &self.root).finish_non_exhaustive()
+        f.debug_struct("Server").field("root", &self.root).finish_non_exhaustive()
     }
 }
 
-impl DirectoryServer {
+impl Server {
     /// Serves what is in `root` at the time of each request.
     ///
     /// # Errors
     /// When `root` is no readable directory.
-    pub fn new(root: impl AsRef<Path>) -> io::Result<DirectoryServer> {
+    pub fn new(root: impl AsRef<Path>) -> io::Result<Server> {
         let root = root.as_ref().canonicalize()?;
         if !root.is_dir() {
             return Err(io::ErrorKind::NotADirectory.into());
         }
-        Ok(DirectoryServer { root, watcher: None, connections: Arc::default() })
+        Ok(Server::of(Root::Folder(root, None)))
+    }
+
+    /// Serves fixed contents.
+    pub fn fixed(contents: Contents) -> Server {
+        Server::of(Root::Fixed(Arc::new(contents)))
+    }
+
+    fn of(root: Root) -> Server {
+        Server { root, watcher: None, connections: Arc::default() }
+    }
+
+    /// Whether fixed contents are served.
+    pub fn is_fixed(&self) -> bool {
+        matches!(self.root, Root::Fixed(_))
+    }
+
+    /// Lets clients add to files below the folder; fixed contents stay as they are.
+    pub fn writable(mut self) -> Server {
+        if let Root::Folder(_, account) = &mut self.root {
+            *account = Some(Arc::default());
+        }
+        self
     }
 
     /// Tells `watcher` of every answer; it is called on the connection's thread.
-    pub fn with_watcher(
-        mut self,
-        watcher: impl Fn(&Served) + Send + Sync + 'static,
-    ) -> DirectoryServer {
+    pub fn with_watcher(mut self, watcher: impl Fn(&Served) + Send + Sync + 'static) -> Server {
         self.watcher = Some(Arc::new(watcher));
         self
     }
@@ -147,10 +190,30 @@ impl DirectoryServer {
                 }
             };
             let started = Instant::now();
-            let reply = resource::reply(&self.root, &request);
+            let (reply, unread) = match &self.root {
+                Root::Folder(root, Some(account)) if request.is_post => {
+                    let held = request.content.ok_or(411).and_then(|bytes| account.hold(bytes));
+                    match held {
+                        Ok(_held) => {
+                            let content = read_content(&mut stream, &request, &mut buffer)?;
+                            let kind = request.content_type.as_deref().unwrap_or_default();
+                            let taken = content
+                                .and_then(|content| upload::take(root, kind, &content, account));
+                            (resource::plain(taken.err().unwrap_or(200)), 0)
+                        }
+                        Err(status) => (resource::plain(status), request.content.unwrap_or(0)),
+                    }
+                }
+                root => (resource::reply(root, &request), request.content.unwrap_or(0)),
+            };
             self.answer(&mut stream, &request, reply, started)?;
             if !request.keep_alive {
-                return stream.flush();
+                // One that waits with its content does not send what it was told is not wanted.
+                if !request.waits {
+                    let unread = unread.saturating_sub(buffer.len() as u64).min(MAX_UNWANTED);
+                    io::copy(&mut stream.take(unread), &mut io::sink())?;
+                }
+                return Ok(());
             }
         }
     }
@@ -173,6 +236,10 @@ impl DirectoryServer {
             _ if request.is_head => Ok(0),
             Body::Text(text) => stream.write_all(text.as_bytes()).map(|()| length),
             Body::File(file, _) => io::copy(&mut file.take(length), stream),
+            Body::Fixed(content, first, _) => {
+                let part = content.get(first..).unwrap_or_default();
+                io::copy(&mut part.take(length), stream)
+            }
         });
         if let Some(watcher) = &self.watcher {
             watcher(&Served {
@@ -190,6 +257,24 @@ impl DirectoryServer {
             _ => stream.flush(),
         }
     }
+}
+
+/// Reads the content of a request, of which `buffer` has the beginning; else the status to refuse it with.
+fn read_content(
+    stream: &mut (impl Read + Write),
+    request: &Request,
+    buffer: &mut Vec<u8>,
+) -> io::Result<Result<Vec<u8>, u16>> {
+    let length = request.content.unwrap_or(0);
+    if request.waits {
+        stream.write_all(b"HTTP/1.1 100 Continue\r\n\r\n")?;
+        stream.flush()?;
+    }
+    let mut content = std::mem::take(buffer);
+    content.truncate(usize::try_from(length).unwrap_or(usize::MAX));
+    let missing = length - content.len() as u64;
+    stream.take(missing).read_to_end(&mut content)?;
+    Ok(if content.len() as u64 == length { Ok(content) } else { Err(400) })
 }
 
 /// Gives its connection's place back, however the thread ends.

@@ -23,10 +23,16 @@ pub(super) struct Request {
     pub(super) method: String,
     pub(super) is_head: bool,
     pub(super) is_get: bool,
+    pub(super) is_post: bool,
     /// The path as sent, without the query.
     pub(super) path: String,
     pub(super) range: Option<String>,
     pub(super) keep_alive: bool,
+    /// Bytes of content that follow the head; `None` when that is not said beforehand.
+    pub(super) content: Option<u64>,
+    pub(super) content_type: Option<String>,
+    /// Whether the client waits with its content until it is told to go on.
+    pub(super) waits: bool,
 }
 
 impl Request {
@@ -65,7 +71,18 @@ impl Request {
     /// Stands for what could not be read, in answers and logs.
     pub(super) fn unreadable() -> Request {
         let (method, path) = ("-".into(), "-".into());
-        Request { method, is_head: false, is_get: false, path, range: None, keep_alive: false }
+        Request {
+            method,
+            is_head: false,
+            is_get: false,
+            is_post: false,
+            path,
+            range: None,
+            keep_alive: false,
+            content: Some(0),
+            content_type: None,
+            waits: false,
+        }
     }
 
     /// The path for a log line.
@@ -91,18 +108,25 @@ impl Request {
         }
         let connection = header("connection").unwrap_or_default().to_ascii_lowercase();
         let says = |word: &str| connection.split(',').any(|token| token.trim() == word);
+        let content = match (header("transfer-encoding"), header("content-length")) {
+            (Some(_), _) => None,
+            (None, None) => Some(0),
+            (None, Some(length)) => Some(length.parse().map_err(|_| HeadError::Refused(400))?),
+        };
         // Content that we do not read would be taken for the next request.
-        let content = header("transfer-encoding").is_some()
-            || header("content-length").is_some_and(|n| n != "0");
-        let keep_alive =
-            !content && if head.version == Some(1) { !says("close") } else { says("keep-alive") };
+        let keep_alive = content == Some(0)
+            && if head.version == Some(1) { !says("close") } else { says("keep-alive") };
         Ok(Request {
             method: method.chars().take(16).collect(),
             is_head: method == "HEAD",
             is_get: method == "GET",
+            is_post: method == "POST",
             path: path.to_owned(),
             range: header("range").map(str::to_owned),
             keep_alive,
+            content,
+            content_type: header("content-type").map(str::to_owned),
+            waits: header("expect").is_some_and(|e| e.eq_ignore_ascii_case("100-continue")),
         })
     }
 }

@@ -5,9 +5,10 @@ use std::fs::File;
 use std::io::{self, Seek, SeekFrom};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use super::Answer;
 use super::request::Request;
+use super::{Answer, Root};
 
 /// The most entries that a listing shows.
 const MAX_LISTED: usize = 4096;
@@ -18,13 +19,15 @@ pub(super) enum Body {
     Text(String),
     /// A file that stands at the first byte to send, and how many.
     File(File, u64),
+    /// As many bytes of a fixed content from this one on.
+    Fixed(Arc<[u8]>, usize, u64),
 }
 
 impl Body {
     pub(super) fn len(&self) -> u64 {
         match self {
             Body::Text(text) => text.len() as u64,
-            Body::File(_, length) => *length,
+            Body::File(_, length) | Body::Fixed(_, _, length) => *length,
         }
     }
 }
@@ -53,17 +56,23 @@ pub(super) fn reason(status: u16) -> &'static str {
         403 => "Forbidden",
         404 => "Not Found",
         405 => "Method Not Allowed",
+        411 => "Length Required",
+        413 => "Content Too Large",
+        415 => "Unsupported Media Type",
         416 => "Range Not Satisfiable",
         431 => "Request Header Fields Too Large",
+        503 => "Service Unavailable",
+        507 => "Insufficient Storage",
         _ => "Internal Server Error",
     }
 }
 
-/// Finds the answer. `root` is canonical.
-pub(super) fn reply(root: &Path, request: &Request) -> Reply {
+/// Finds the answer to a request without content.
+pub(super) fn reply(root: &Root, request: &Request) -> Reply {
     if !request.is_get && !request.is_head {
         let mut refused = plain(405);
-        refused.headers.push(("Allow", "GET, HEAD".into()));
+        let allowed = if root.is_writable() { "GET, HEAD, POST" } else { "GET, HEAD" };
+        refused.headers.push(("Allow", allowed.into()));
         return refused;
     }
     match find(root, request) {
@@ -72,7 +81,14 @@ pub(super) fn reply(root: &Path, request: &Request) -> Reply {
     }
 }
 
-fn find(root: &Path, request: &Request) -> Result<Reply, u16> {
+fn find(root: &Root, request: &Request) -> Result<Reply, u16> {
+    let root = match root {
+        Root::Folder(root, _) => root,
+        Root::Fixed(contents) => {
+            let (name, content) = fixed(contents, &request.path).ok_or(404u16)?;
+            return Ok(bytes(Path::new(name), content, request.range.as_deref()));
+        }
+    };
     match locate(root, &request.path)? {
         Located::File(path) => file(&path, request.range.as_deref()),
         Located::Index(path) => file(&path, None),
@@ -131,9 +147,18 @@ fn locate(root: &Path, path: &str) -> Result<Located, u16> {
     Ok(Located::File(path))
 }
 
-/// See [`DirectoryServer::answer_to`](super::DirectoryServer::answer_to).
-pub(super) fn answer_to(root: &Path, path: &str) -> Answer {
+/// See [`Server::answer_to`](super::Server::answer_to).
+pub(super) fn answer_to(root: &Root, path: &str) -> Answer {
     let refused = |status| Answer::Other { status, text: String::new() };
+    let root = match root {
+        Root::Folder(root, _) => root,
+        Root::Fixed(contents) => {
+            return fixed(contents, path).map_or(refused(404), |(_, content)| Answer::Other {
+                status: 200,
+                text: String::from_utf8_lossy(content).into_owned(),
+            });
+        }
+    };
     match locate(root, path) {
         Ok(Located::File(path) | Located::Index(path)) => Answer::File(path),
         Ok(Located::Moved) => refused(301),
@@ -146,9 +171,42 @@ pub(super) fn answer_to(root: &Path, path: &str) -> Answer {
     }
 }
 
+/// Finds a fixed content: that of the path, or the one for all paths.
+fn fixed<'c>(contents: &'c super::Contents, path: &'c str) -> Option<(&'c str, &'c Arc<[u8]>)> {
+    let decoded = percent_decoded(path).and_then(|bytes| String::from_utf8(bytes).ok())?;
+    let found = contents.get(&decoded).or_else(|| contents.get(""))?;
+    Some((path, found))
+}
+
+fn bytes(name: &Path, content: &Arc<[u8]>, range: Option<&str>) -> Reply {
+    let content = Arc::clone(content);
+    let (part, size) = (ranged(name, range, content.len() as u64), content.len() as u64);
+    match part {
+        Ok((status, headers, first, length)) => {
+            let first = usize::try_from(first.min(size)).unwrap_or(0);
+            Reply { status, headers, body: Body::Fixed(content, first, length) }
+        }
+        Err(refused) => *refused,
+    }
+}
+
 fn file(path: &Path, range: Option<&str>) -> Result<Reply, u16> {
     let mut file = File::open(path).map_err(|error| status_of(&error))?;
     let size = file.metadata().map_err(|error| status_of(&error))?.len();
+    match ranged(path, range, size) {
+        Ok((status, headers, first, length)) => {
+            file.seek(SeekFrom::Start(first)).map_err(|error| status_of(&error))?;
+            Ok(Reply { status, headers, body: Body::File(file, length) })
+        }
+        Err(refused) => Ok(*refused),
+    }
+}
+
+/// Status, header lines, first byte and length of the part that is asked for.
+type Part = (u16, Vec<(&'static str, String)>, u64, u64);
+
+/// Finds the part of a content that a range asks for; else the answer that there is none.
+fn ranged(path: &Path, range: Option<&str>, size: u64) -> Result<Part, Box<Reply>> {
     let mut headers = vec![
         ("Content-Type", content_type(path).to_owned()),
         ("Accept-Ranges", "bytes".to_owned()),
@@ -163,11 +221,10 @@ fn file(path: &Path, range: Option<&str>) -> Result<Reply, u16> {
         Range::Outside => {
             let mut refused = plain(416);
             refused.headers.push(("Content-Range", format!("bytes */{size}")));
-            return Ok(refused);
+            return Err(Box::new(refused));
         }
     };
-    file.seek(SeekFrom::Start(first)).map_err(|error| status_of(&error))?;
-    Ok(Reply { status, headers, body: Body::File(file, length) })
+    Ok((status, headers, first, length))
 }
 
 #[derive(Debug, PartialEq, Eq)]

@@ -24,12 +24,12 @@ fn folder() -> tempfile::TempDir {
     folder
 }
 
-fn server(folder: &tempfile::TempDir) -> DirectoryServer {
-    DirectoryServer::new(folder.path().join("www")).expect("server")
+fn server(folder: &tempfile::TempDir) -> Server {
+    Server::new(folder.path().join("www")).expect("server")
 }
 
 /// What comes back for these bytes, until the server closes.
-fn talk(server: &DirectoryServer, request: &[u8]) -> String {
+fn talk(server: &Server, request: &[u8]) -> String {
     let mut stream = server.connect().expect("stream");
     stream.write_all(request).expect("write");
     stream.shutdown(std::net::Shutdown::Write).expect("shutdown");
@@ -38,7 +38,7 @@ fn talk(server: &DirectoryServer, request: &[u8]) -> String {
     String::from_utf8_lossy(&answer).into_owned()
 }
 
-fn status(server: &DirectoryServer, path: &str) -> u16 {
+fn status(server: &Server, path: &str) -> u16 {
     let answer = talk(server, format!("GET {path} HTTP/1.1\r\nHost: x\r\n\r\n").as_bytes());
     answer
         .split(' ')
@@ -183,13 +183,8 @@ fn connections_beyond_the_limit_are_refused_and_places_come_back() {
     assert!(server.connect().is_ok());
 }
 
-/// Puts the server behind a port of the loopback for as many connections as curl makes.
-#[test]
-fn curl_gets_files_ranges_and_redirections() {
-    let folder = folder();
-    let big: Vec<u8> = (0..3_000_000u32).flat_map(u32::to_le_bytes).collect();
-    std::fs::write(folder.path().join("www/big.bin"), &big).expect("write");
-    let server = server(&folder);
+/// Puts a server behind a port of the loopback for as many connections as curl makes.
+fn listen(server: Server) -> std::net::SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").expect("port");
     let address = listener.local_addr().expect("address");
     std::thread::spawn(move || {
@@ -198,17 +193,74 @@ fn curl_gets_files_ranges_and_redirections() {
             std::thread::spawn(move || server.serve(stream));
         }
     });
-    let curl = |arguments: &[&str], path: &str| {
-        let url = format!("http://{address}{path}");
-        let output = Command::new("curl")
-            .args(["-sS", "--max-time", "60"])
-            .args(arguments)
-            .arg(url)
-            .output();
-        let output = output.expect("curl is missing: install the Debian package curl");
-        assert!(output.status.success(), "{path}: {}", String::from_utf8_lossy(&output.stderr));
-        output.stdout
+    address
+}
+
+fn curl(address: std::net::SocketAddr, arguments: &[&str], path: &str) -> Vec<u8> {
+    let url = format!("http://{address}{path}");
+    let output =
+        Command::new("curl").args(["-sS", "--max-time", "60"]).args(arguments).arg(url).output();
+    let output = output.expect("curl is missing: install the Debian package curl");
+    assert!(output.status.success(), "{path}: {}", String::from_utf8_lossy(&output.stderr));
+    output.stdout
+}
+
+#[test]
+fn fixed_contents_are_served_by_their_paths_with_ranges() {
+    let contents = |entries: &[(&str, &str)]| {
+        let entry = |(path, text): &(&str, &str)| (path.to_string(), Arc::from(text.as_bytes()));
+        Server::fixed(entries.iter().map(entry).collect())
     };
+    let server = contents(&[("/vm-bootstrap", "#!/bin/sh\n"), ("/a b.json", "{}")]);
+    assert_eq!(status(&server, "/vm-bootstrap"), 200);
+    assert_eq!(status(&server, "/other"), 404);
+    let answer = talk(&server, b"GET /a%20b.json HTTP/1.1\r\n\r\n");
+    assert!(answer.contains("application/json") && answer.ends_with("\r\n\r\n{}"), "{answer}");
+    let answer = talk(&server, b"GET /vm-bootstrap HTTP/1.1\r\nRange: bytes=2-5\r\n\r\n");
+    assert!(answer.contains("206") && answer.ends_with("\r\n\r\n/bin"), "{answer}");
+    let everywhere = contents(&[("", "same")]);
+    assert!(talk(&everywhere, b"GET /x/y HTTP/1.1\r\n\r\n").ends_with("\r\n\r\nsame"));
+    let text = "same".to_string();
+    assert_eq!(everywhere.answer_to("/z"), Answer::Other { status: 200, text });
+}
+
+#[test]
+fn curl_posts_forms_of_both_kinds_and_is_refused_beyond_the_limits() {
+    let folder = folder();
+    let root = folder.path().join("www");
+    let address = listen(server(&folder).writable());
+    let code = ["-o", "/dev/null", "-w", "%{http_code}"];
+    let post = |arguments: &[&str]| {
+        String::from_utf8(curl(address, &[&code[..], arguments].concat(), "/")).expect("status")
+    };
+    assert_eq!(post(&["-d", "path=logs/boot.log", "--data-urlencode", "content=a b\n"]), "200");
+    let big = folder.path().join("big");
+    std::fs::write(&big, vec![b'x'; 3_000_000]).expect("write");
+    let content = format!("content=<{}", big.display());
+    // Larger than a socket's buffers, and with `Expect: 100-continue`.
+    assert_eq!(post(&["-F", "path=logs/big", "-F", &content]), "200");
+    assert_eq!(std::fs::read_to_string(root.join("logs/boot.log")).expect("file"), "a b\n");
+    assert_eq!(std::fs::metadata(root.join("logs/big")).expect("file").len(), 3_000_000);
+    assert_eq!(post(&["-d", "path=../secret&content=x"]), "403");
+    assert_eq!(post(&["-H", "Transfer-Encoding: chunked", "-d", "path=a&content=x"]), "411");
+    std::fs::write(&big, vec![b'x'; 17 << 20]).expect("write");
+    for expect in ["Expect:", "Expect: 100-continue"] {
+        assert_eq!(post(&["-H", expect, "-F", "path=huge", "-F", &content]), "413");
+    }
+    assert!(!root.join("huge").exists());
+    let read_only = listen(server(&folder));
+    let refused = curl(read_only, &[&code[..], &["-F", "path=a", "-F", &content]].concat(), "/");
+    assert_eq!(refused, b"405");
+}
+
+#[test]
+fn curl_gets_files_ranges_and_redirections() {
+    let folder = folder();
+    let big: Vec<u8> = (0..3_000_000u32).flat_map(u32::to_le_bytes).collect();
+    std::fs::write(folder.path().join("www/big.bin"), &big).expect("write");
+    let server = server(&folder);
+    let address = listen(server);
+    let curl = |arguments: &[&str], path: &str| curl(address, arguments, path);
     assert_eq!(curl(&["-f"], "/hello.txt"), b"hello, guest\n");
     assert!(curl(&["-f"], "/big.bin") == big);
     assert!(curl(&["-f", "-r", "1000000-1000099"], "/big.bin") == big[1_000_000..1_000_100]);

@@ -14,7 +14,7 @@ needs=(
     qemu-io:qemu-utils 7z:p7zip-full sgdisk:gdisk iasl:acpica-tools dig:bind9-dnsutils curl:curl ip:iproute2
     busybox:busybox dhclient:isc-dhcp-client ping:iputils-ping cloud-init:cloud-init fsck.fat:dosfstools blkid:util-linux
     iperf3:iperf3 nghttpd:nghttp2-server h2load:nghttp2-client ssh-keygen:openssh-client
-    pgrep:procps perl:perl python3:python3 cmp:diffutils
+    tcpdump:tcpdump pgrep:procps perl:perl python3:python3 cmp:diffutils
     vhdiinfo:libvhdi-utils vmdkinfo:libvmdk-utils qcowinfo:libqcow-utils
     sshd:openssh-server sudo:sudo zstd:zstd lz4:lz4 bzip2:bzip2 xz:xz-utils
 )
