@@ -57,7 +57,7 @@ fn opened(workshop: &Workshop, target: &Target) -> std::sync::Arc<dyn kvmbake_di
 fn through_every_pair(workshop: &Workshop) {
     let never = AtomicBool::new(false);
     // Each image is compared with its source here, so not also by the export.
-    let quick = Options { verify: false, checksums: false, sync: false };
+    let quick = Options { verify: false, digest: false, checksums: false, sync: false };
     let source = workshop.source();
     let first = targets(workshop, "a");
     // Only VHD may refuse a disk, and only one that is too large for it.
