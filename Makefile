@@ -18,7 +18,7 @@ define stage
 	@start=$$(date +%s); echo "== $(1)" >&2; $(2); echo "== $(1): $$(($$(date +%s) - start)) s" >&2
 endef
 
-.PHONY: build demo test bench bench-loop check fmt-check clippy unit guest rig setup cargo clean-rig judges fuzz
+.PHONY: build demo test bench bench-loop bench-convert check fmt-check clippy unit guest rig setup cargo clean-rig judges fuzz
 
 build: cargo ## target/release/kvmbake
 	$(CARGO) build --release
@@ -60,6 +60,10 @@ bench-loop: rig ## the layer cache in the rig: builds cold, unchanged, edited; B
 	$(call stage,release build,$(CARGO) build --release)
 	$(call stage,benchmark,$(RIG) run --root --put tests/rig/bench/inner-loop.sh --put $(TARGET)/release/kvmbake --get inner-loop.tar:$(TARGET)/inner-loop.tar -- ./inner-loop.sh $(or $(BASE),light))
 	@python3 tests/rig/bench/inner-loop.py $(TARGET)/inner-loop.tar
+
+bench-convert: cargo ## kvmbake convert against qemu-img convert; ROUNDS=5, FOLDER for 12 GB
+	$(call stage,release build,$(CARGO) build --release)
+	$(call stage,benchmark,python3 tests/bench/convert.py $(TARGET)/release/kvmbake $(or $(FOLDER),$(TARGET)/bench-convert) --rounds $(or $(ROUNDS),5))
 
 setup:
 	@tests/rig/recipes/setup.sh

@@ -1,11 +1,11 @@
 //! What is done with finished images: comparing them with the disk and taking their checksums.
 //!
-//! The comparison reads all images side by side, from the files as they are now and through the
-//! readers: the first must have the disk's digest, the others the same chunks as the first, which
-//! costs one hash however many images there are.
+//! The images are read back one after the other, from the files as they are now and through the
+//! readers, each by all threads; they must have the disk's fingerprint. Where one has not, it is
+//! compared with the disk once more to say from where on.
 //!
-//! The jobs share one queue and as many threads as there are processors, the longest first, so
-//! that they end together.
+//! The checksums share one queue and as many threads as there are processors, the longest first,
+//! so that they end together.
 
 use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
@@ -14,21 +14,23 @@ use std::thread;
 use kvmbake_disk::Block;
 
 use crate::checksum::{Algorithm, checksum};
-use crate::chunk::{Chunk, Scanner, UNIT, is_zero};
-use crate::digest::{ContentHasher, DiskDigest};
+use crate::chunk::{Chunk, UNIT, is_zero};
+use crate::compare::first_difference;
 use crate::error::Error;
 use crate::export::{Options, Target};
+use crate::fingerprint::{Fingerprint, Marks};
 use crate::image::{self, OpenOptions};
 use crate::mapped::ImageFile;
 use crate::options::Encoding;
 use crate::output::Cancel;
+use crate::pipeline::{self, SINGLE, Worker};
 use crate::progress::{Progress, Stage};
 use crate::raw::RawOptions;
 
 /// What the images must hold.
 #[derive(Clone, Copy)]
 pub(crate) struct Expected {
-    pub(crate) digest: DiskDigest,
+    pub(crate) fingerprint: Fingerprint,
     pub(crate) size: u64,
     /// Bytes of the disk's data: what each comparison reads.
     pub(crate) data: u64,
@@ -50,48 +52,54 @@ pub(crate) struct Checked {
     pub(crate) md5: Option<String>,
 }
 
-#[derive(Clone, Copy)]
-enum Job {
-    Compare,
-    Checksum(usize, Algorithm),
-}
-
 /// Checks every image; returns the checksums of `files` in their order.
 pub(crate) fn check(
+    source: &dyn Block,
     targets: &[Target],
     files: &[Written],
-    expected: Option<Expected>,
+    expected: Expected,
     options: &Options,
     progress: &dyn Progress,
     cancel: Cancel<'_>,
 ) -> Result<Vec<Checked>, Error> {
-    let mut jobs = Vec::new();
-    if let (true, Some(expected)) = (options.verify, expected) {
-        jobs.push((expected.data * targets.len() as u64, Job::Compare));
-    }
-    if options.checksums {
-        for (index, file) in files.iter().enumerate() {
-            jobs.push((file.size, Job::Checksum(index, Algorithm::Sha512)));
-            jobs.push((file.size, Job::Checksum(index, Algorithm::Md5)));
-        }
-    }
     let mut results = vec![Checked::default(); files.len()];
-    if jobs.is_empty() {
+    if !options.verify && !options.checksums {
         return Ok(results);
     }
+    let mut total = 0;
+    if options.verify {
+        total += expected.data * targets.len() as u64;
+    }
+    // The longest is the last.
+    let mut jobs = Vec::new();
+    if options.checksums {
+        for (index, file) in files.iter().enumerate() {
+            jobs.push((file.size, index, Algorithm::Sha512));
+            jobs.push((file.size, index, Algorithm::Md5));
+        }
+    }
     jobs.sort_by_key(|job| job.0);
-    progress.started(Stage::Verify, jobs.iter().map(|job| job.0).sum());
-    let threads = thread::available_parallelism().map_or(1, usize::from).min(jobs.len());
+    total += jobs.iter().map(|job| job.0).sum::<u64>();
+    progress.started(Stage::Verify, total);
+    if options.verify {
+        for (index, target) in targets.iter().enumerate() {
+            compare(source, target, index, files, expected, progress, cancel)?;
+        }
+    }
+    let threads = pipeline::threads().min(jobs.len());
     let jobs = Mutex::new(jobs);
-    let work = || -> Result<Vec<(Job, String)>, Error> {
+    let work = || -> Result<Vec<(usize, Algorithm, String)>, Error> {
         let mut done = Vec::new();
         loop {
             // A queue is sound whatever happened to another thread while it was held.
             let job = jobs.lock().unwrap_or_else(PoisonError::into_inner).pop();
-            let Some((_, job)) = job else { return Ok(done) };
-            let result = run(job, targets, files, expected, progress, cancel);
-            let result = result.inspect_err(|_| cancel.fail())?;
-            done.push((job, result));
+            let Some((_, index, algorithm)) = job else { return Ok(done) };
+            let advanced = |bytes| progress.advanced(bytes);
+            let sum = ImageFile::open(&files[index].path)
+                .map_err(Error::from)
+                .and_then(|file| checksum(&file, algorithm, cancel, &advanced))
+                .inspect_err(|_| cancel.fail())?;
+            done.push((index, algorithm, sum));
         }
     };
     let joined: Vec<_> = thread::scope(|scope| {
@@ -102,13 +110,10 @@ pub(crate) fn check(
     for outcome in joined {
         match outcome.unwrap_or_else(|panic| std::panic::resume_unwind(panic)) {
             Ok(done) => {
-                for (job, result) in done {
-                    match job {
-                        Job::Compare => {}
-                        Job::Checksum(index, Algorithm::Sha512) => {
-                            results[index].sha512 = Some(result);
-                        }
-                        Job::Checksum(index, _) => results[index].md5 = Some(result),
+                for (index, algorithm, sum) in done {
+                    match algorithm {
+                        Algorithm::Sha512 => results[index].sha512 = Some(sum),
+                        _ => results[index].md5 = Some(sum),
                     }
                 }
             }
@@ -124,84 +129,64 @@ pub(crate) fn check(
     }
 }
 
-fn run(
-    job: Job,
-    targets: &[Target],
-    files: &[Written],
-    expected: Option<Expected>,
-    progress: &dyn Progress,
-    cancel: Cancel<'_>,
-) -> Result<String, Error> {
-    let advanced = |bytes| progress.advanced(bytes);
-    match job {
-        Job::Compare => {
-            if let Some(expected) = expected {
-                compare(targets, files, expected, cancel, &advanced)?;
-            }
-            Ok(String::new())
-        }
-        Job::Checksum(index, algorithm) => {
-            checksum(&ImageFile::open(&files[index].path)?, algorithm, cancel, &advanced)
-        }
-    }
-}
-
-/// Reads every image back and compares it: the disk's bytes over the disk's size, zeroes behind.
+/// Reads an image back and compares it: the disk's bytes over the disk's size, zeroes behind.
 fn compare(
-    targets: &[Target],
+    source: &dyn Block,
+    target: &Target,
+    index: usize,
     files: &[Written],
     expected: Expected,
+    progress: &dyn Progress,
     cancel: Cancel<'_>,
-    advanced: &dyn Fn(u64),
 ) -> Result<(), Error> {
-    let mut disks = Vec::new();
-    for (index, target) in targets.iter().enumerate() {
-        let mut options = OpenOptions::with_format(target.format());
-        // An image in two files may name the second one, which was written here, and no other.
-        let own = files.iter().filter(|file| file.target == index && file.path != target.path);
-        options.allow_backing.extend(own.map(|file| file.path.clone()));
-        options.allow_backing.extend(target.allowed());
-        let disk = match target.encoding {
-            Encoding::Raw(RawOptions { packing: Some(packing), .. }) => {
-                image::open_packed_as(&target.path, packing)?
-            }
-            _ => image::open(&target.path, &options)?,
-        };
-        check_rest(target, &*disk, expected.size, cancel)?;
-        disks.push(disk);
-    }
-    let mut scans: Vec<_> = disks
-        .iter()
-        .map(|disk| (Scanner::new(&**disk, expected.size), Chunk::unpooled()))
-        .collect();
-    let mut hasher = ContentHasher::new();
-    let Some(((first_scan, first), others)) = scans.split_first_mut() else { return Ok(()) };
-    loop {
-        let more = first_scan.read(first, cancel)?;
-        for ((scan, chunk), target) in others.iter_mut().zip(&targets[1..]) {
-            let has_more = scan.read(chunk, cancel)?;
-            if has_more != more || (more && !chunk.has_content_of(first)) {
-                let place = [more.then_some(&*first), has_more.then_some(&*chunk)];
-                let at = place.into_iter().flatten().map(Chunk::offset).min().unwrap_or(0);
-                let other = targets[0].path.display();
-                return Err(mismatch(
-                    target,
-                    format!("it differs from {other} in the mebibyte at {at:#x}"),
-                ));
-            }
+    let mut options = OpenOptions::with_format(target.format());
+    // An image in two files may name the second one, which was written here, and no other.
+    let own = files.iter().filter(|file| file.target == index && file.path != target.path);
+    options.allow_backing.extend(own.map(|file| file.path.clone()));
+    options.allow_backing.extend(target.allowed());
+    let disk = match target.encoding {
+        Encoding::Raw(RawOptions { packing: Some(packing), .. }) => {
+            image::open_packed_as(&target.path, packing)?
         }
-        if !more {
-            break;
-        }
-        hasher.update(first);
-        advanced(first.data_len() * targets.len() as u64);
+        _ => image::open(&target.path, &options)?,
+    };
+    check_rest(target, &*disk, expected.size, cancel)?;
+    let mut fingerprint = Fingerprint::default();
+    let mut workers: Vec<_> =
+        (0..pipeline::threads()).map(|_| Marker { marks: Marks::default(), progress }).collect();
+    pipeline::run(&*disk, expected.size, SINGLE, &mut workers, &mut fingerprint, cancel)?;
+    if fingerprint.finish(expected.size) == expected.fingerprint {
+        return Ok(());
     }
-    let found = hasher.finish(expected.size);
-    if found != expected.digest {
-        let reason = format!("it reads as {found}, the disk as {}", expected.digest);
-        return Err(mismatch(&targets[0], reason));
+    Err(mismatch(
+        target,
+        match first_difference(source, &*disk, cancel)? {
+            Some(at) => format!("it differs from the disk at byte {at:#x}"),
+            None => "it differs from what was read of the disk, which has changed since".to_owned(),
+        },
+    ))
+}
+
+/// One thread of a comparison.
+struct Marker<'a> {
+    marks: Marks,
+    progress: &'a dyn Progress,
+}
+
+impl Worker for Marker<'_> {
+    type Shared = Fingerprint;
+
+    fn prepare(&mut self, chunks: &[Chunk]) -> Result<(), Error> {
+        self.marks.clear();
+        chunks.iter().for_each(|chunk| self.marks.take(chunk));
+        Ok(())
     }
-    Ok(())
+
+    fn place(&mut self, chunks: &[Chunk], shared: &mut Fingerprint) -> Result<(), Error> {
+        shared.add(&self.marks);
+        self.progress.advanced(chunks.iter().map(Chunk::data_len).sum());
+        Ok(())
+    }
 }
 
 /// Checks that the image is as large as the disk, and zero where it is larger.
@@ -239,30 +224,29 @@ mod tests {
     use std::sync::atomic::AtomicBool;
 
     use super::*;
-    use crate::digest::digest;
     use crate::format::Format;
+    use crate::progress::Silent;
 
-    /// Compares two raw images of which the second was changed.
+    /// Compares an image that was changed with what it was.
     fn compared(change: impl Fn(&fs::File)) -> Result<(), Error> {
         let directory = tempfile::tempdir().unwrap();
-        let targets = ["one.raw", "two.raw"]
-            .map(|name| Target::new(Format::Raw, directory.path().join(name)));
-        for target in &targets {
-            let file = fs::File::create(&target.path).unwrap();
+        let [before, after] = ["one.raw", "two.raw"].map(|name| directory.path().join(name));
+        for path in [&before, &after] {
+            let file = fs::File::create(path).unwrap();
             file.set_len(8 << 20).unwrap();
             file.write_all_at(&[5; 5000], 3 << 20).unwrap();
         }
-        let disk = image::open(&targets[0].path, &OpenOptions::with_format(Format::Raw)).unwrap();
-        let expected = Expected { digest: digest(&*disk).unwrap(), size: disk.len(), data: 8192 };
-        drop(disk);
-        change(&fs::File::options().write(true).open(&targets[1].path).unwrap());
+        let disk = image::open(&before, &OpenOptions::with_format(Format::Raw)).unwrap();
         let never = AtomicBool::new(false);
         let cancel = Cancel { wish: &never, failed: &never };
-        let both = compare(&targets, &[], expected, cancel, &|_| {});
-        // Alone, it is held against the digest.
-        let alone = compare(&targets[1..], &[], expected, cancel, &|_| {});
-        assert_eq!(both.is_ok(), alone.is_ok());
-        both
+        let mut fingerprint = Fingerprint::default();
+        let mut workers = [Marker { marks: Marks::default(), progress: &Silent }];
+        pipeline::run(&*disk, disk.len(), SINGLE, &mut workers, &mut fingerprint, cancel).unwrap();
+        let fingerprint = fingerprint.finish(disk.len());
+        let expected = Expected { fingerprint, size: disk.len(), data: 8192 };
+        change(&fs::File::options().write(true).open(&after).unwrap());
+        let target = Target::new(Format::Raw, after);
+        compare(&*disk, &target, 0, &[], expected, &Silent, cancel)
     }
 
     #[test]
@@ -275,10 +259,10 @@ mod tests {
     #[test]
     fn every_difference_is_found_and_placed() {
         for (at, byte, place) in [
-            ((3 << 20) + 4999, 4, "0x300000"),
-            ((3 << 20) + 9000, 1, "0x300000"),
-            (0, 1, "0x0"),
-            ((8 << 20) - 1, 1, "0x700000"),
+            ((3 << 20) + 4999, 4, "0x301387"),
+            ((3 << 20) + 9000, 1, "0x302328"),
+            (0, 1, "at byte 0x0"),
+            ((8 << 20) - 1, 1, "0x7fffff"),
             (8 << 20, 1, "beyond"),
         ] {
             let error = compared(|file| file.write_all_at(&[byte], at).unwrap()).unwrap_err();

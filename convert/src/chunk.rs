@@ -6,12 +6,10 @@
 //! without a non-zero page are unspecified (a reused buffer's old content), so nobody looks
 //! at them; beyond the disk's end a unit is filled up with zeroes.
 //!
-//! Buffers come from a [`Pool`] and return to it when the last holder drops the chunk, which
-//! bounds the memory of the whole pipeline.
+//! Looking where the data lie ([`Scanner::next_place`]) goes in the disk's order; what is found
+//! can be loaded by several threads at once ([`Chunk::load`]).
 
 use std::ops::Range;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
-use std::time::Duration;
 
 use kvmbake_disk::{Block, ErrorKind, Extent};
 
@@ -36,18 +34,28 @@ pub(crate) struct Chunk {
     len: usize,
     data: Buffer,
     nonzero: [bool; PAGES],
-    home: Option<Sender<Buffer>>,
 }
 
+/// Where a chunk with data lies, and in which of its units a source may hold some.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Place {
+    /// A multiple of [`CHUNK`].
+    pub(crate) offset: u64,
+    /// The units, the lowest bit first.
+    units: u16,
+}
+
+const _: () = assert!(UNITS == u16::BITS as usize);
+
 impl Chunk {
-    /// Returns an empty chunk outside any pool.
-    pub(crate) fn unpooled() -> Chunk {
-        Chunk { offset: 0, len: 0, data: Buffer::new(CHUNK), nonzero: [false; PAGES], home: None }
+    /// Returns an empty chunk.
+    pub(crate) fn new() -> Chunk {
+        Chunk { offset: 0, len: 0, data: Buffer::new(CHUNK), nonzero: [false; PAGES] }
     }
 
-    /// Returns a chunk of ones outside any pool, to be marked.
+    /// Returns a chunk of ones, to be marked.
     pub(crate) fn ones() -> Chunk {
-        let mut chunk = Chunk::unpooled();
+        let mut chunk = Chunk::new();
         chunk.data.fill(1);
         chunk
     }
@@ -143,14 +151,8 @@ impl Chunk {
         self.runs().map(|run| (run.end.min(self.len) - run.start) as u64).sum()
     }
 
-    /// Returns whether the other chunk is the same part of a disk with the same bytes.
-    pub(crate) fn has_content_of(&self, other: &Chunk) -> bool {
-        // Which pages are zero follows from the content alone.
-        (self.offset, self.len, &self.nonzero) == (other.offset, other.len, &other.nonzero)
-            && self.runs().all(|run| self.data[run.clone()] == other.data[run])
-    }
-
-    fn is_zero(&self) -> bool {
+    /// Returns whether there is nothing but zeroes.
+    pub(crate) fn is_zero(&self) -> bool {
         !self.nonzero.contains(&true)
     }
 
@@ -158,6 +160,25 @@ impl Chunk {
         self.offset = offset;
         self.len = (size - offset).min(CHUNK as u64) as usize;
         self.nonzero = [false; PAGES];
+    }
+
+    /// Makes it the chunk at `place` of the source's first `size` bytes.
+    pub(crate) fn load(
+        &mut self,
+        source: &dyn Block,
+        place: Place,
+        size: u64,
+    ) -> Result<(), Error> {
+        self.reset(place.offset, size);
+        let mut unit = 0;
+        while unit < UNITS {
+            let end = unit + (place.units >> unit).trailing_ones() as usize;
+            if end > unit {
+                self.fill(source, unit..end)?;
+            }
+            unit = end + 1;
+        }
+        Ok(())
     }
 
     /// Reads whole units; `units` lies inside the chunk and begins on the disk.
@@ -171,15 +192,6 @@ impl Chunk {
             self.nonzero[page] = !is_zero(bytes);
         }
         Ok(())
-    }
-}
-
-impl Drop for Chunk {
-    fn drop(&mut self) {
-        if let Some(home) = &self.home {
-            // The pool is gone when the pipeline ended: then the buffer may go too.
-            let _ = home.send(std::mem::take(&mut self.data));
-        }
     }
 }
 
@@ -201,46 +213,6 @@ pub(crate) fn is_zero(bytes: &[u8]) -> bool {
     rest_is_zero
 }
 
-/// A bounded supply of chunk buffers.
-pub(crate) struct Pool {
-    home: Sender<Buffer>,
-    free: Receiver<Buffer>,
-    left: usize,
-}
-
-impl Pool {
-    /// Returns a pool that never has more than `limit` buffers out; they are made when needed.
-    pub(crate) fn new(limit: usize) -> Pool {
-        let (home, free) = channel();
-        Pool { home, free, left: limit }
-    }
-
-    /// Returns a chunk, waiting until one is free.
-    pub(crate) fn take(&mut self, cancel: Cancel<'_>) -> Result<Chunk, Error> {
-        let data = loop {
-            cancel.check()?;
-            if let Ok(data) = self.free.try_recv() {
-                break data;
-            }
-            if self.left > 0 {
-                self.left -= 1;
-                break Buffer::new(CHUNK);
-            }
-            match self.free.recv_timeout(Duration::from_millis(50)) {
-                Ok(data) => break data,
-                Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {}
-            }
-        };
-        Ok(Chunk {
-            offset: 0,
-            len: 0,
-            data,
-            nonzero: [false; PAGES],
-            home: Some(self.home.clone()),
-        })
-    }
-}
-
 /// Walks a disk's data extents chunk by chunk.
 pub(crate) struct Scanner<'a> {
     source: &'a dyn Block,
@@ -256,40 +228,47 @@ impl<'a> Scanner<'a> {
         Scanner { source, size: size.min(source.len()), next: 0, rest: None }
     }
 
+    /// Returns where the next chunk is that may hold data; `None` when there is none before
+    /// `end`, a multiple of [`CHUNK`].
+    pub(crate) fn next_place(&mut self, end: u64) -> Result<Option<Place>, Error> {
+        let Some(first) = self.extent()? else { return Ok(None) };
+        let offset = first.offset - first.offset % CHUNK as u64;
+        if offset >= end {
+            self.rest = Some(first);
+            return Ok(None);
+        }
+        let mut place = Place { offset, units: 0 };
+        let behind = offset + CHUNK as u64;
+        let mut extent = Some(first);
+        while let Some(here) = extent.take_if(|extent| extent.offset < behind) {
+            let start = (here.offset - offset) as usize / UNIT;
+            let end = ((here.end().min(behind) - offset) as usize).div_ceil(UNIT);
+            place.units |= u16::MAX >> (UNITS - end) & u16::MAX << start;
+            self.next = here.end().max(offset + (end * UNIT) as u64);
+            if here.end() > behind {
+                self.rest = Some(Extent { offset: behind, len: here.end() - behind });
+            }
+            extent = self.extent()?;
+        }
+        self.rest = extent;
+        Ok(Some(place))
+    }
+
     /// Reads the next chunk that is not all zeroes; `false` at the end.
     pub(crate) fn read(&mut self, chunk: &mut Chunk, cancel: Cancel<'_>) -> Result<bool, Error> {
-        while let Some(first) = self.extent()? {
+        while let Some(place) = self.next_place(u64::MAX)? {
             cancel.check()?;
-            let base = first.offset - first.offset % CHUNK as u64;
-            chunk.reset(base, self.size);
-            let mut units = 0..0;
-            let mut extent = Some(first);
-            while let Some(here) = extent.take_if(|extent| extent.offset - base < CHUNK as u64) {
-                let start = (here.offset - base) as usize / UNIT;
-                let end = ((here.end() - base).min(CHUNK as u64) as usize).div_ceil(UNIT);
-                if start > units.end {
-                    if !units.is_empty() {
-                        chunk.fill(self.source, units.clone())?;
-                    }
-                    units = start..end;
-                } else {
-                    // Nothing read yet has units.start == units.end == 0.
-                    units.end = end.max(units.end);
-                }
-                self.next = here.end().max(base + (units.end * UNIT) as u64);
-                if here.end() > base + CHUNK as u64 {
-                    let offset = base + CHUNK as u64;
-                    self.rest = Some(Extent { offset, len: here.end() - offset });
-                }
-                extent = self.extent()?;
-            }
-            self.rest = extent;
-            chunk.fill(self.source, units)?;
+            chunk.load(self.source, place, self.size)?;
             if !chunk.is_zero() {
                 return Ok(true);
             }
         }
         Ok(false)
+    }
+
+    /// Returns how many bytes of the disk are scanned.
+    pub(crate) fn size(&self) -> u64 {
+        self.size
     }
 
     /// Returns the next extent, clipped to the size.

@@ -5,7 +5,7 @@ use kvmbake_disk::Block;
 use crate::chunk::{CHUNK, Chunk, Scanner, UNIT};
 use crate::error::Error;
 use crate::output::Cancel;
-use crate::progress::{Progress, Stage};
+use crate::progress::{Progress, Silent, Stage};
 
 /// What a comparison found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -29,21 +29,40 @@ pub fn compare(
     let never = std::sync::atomic::AtomicBool::new(false);
     let cancel = Cancel { wish: cancel, failed: &never };
     progress.started(Stage::Verify, one.len().max(other.len()));
+    let found = walk(one, other, progress, cancel)?;
+    if found.is_none() {
+        progress.finished(Stage::Verify);
+    }
+    Ok(found.map_or(Comparison::Equal, Comparison::DifferAt))
+}
+
+/// Returns the first byte in which the disks differ.
+pub(crate) fn first_difference(
+    one: &dyn Block,
+    other: &dyn Block,
+    cancel: Cancel<'_>,
+) -> Result<Option<u64>, Error> {
+    walk(one, other, &Silent, cancel)
+}
+
+fn walk(
+    one: &dyn Block,
+    other: &dyn Block,
+    progress: &dyn Progress,
+    cancel: Cancel<'_>,
+) -> Result<Option<u64>, Error> {
     let mut sides = [Side::new(one, cancel)?, Side::new(other, cancel)?];
     let mut done = 0;
     loop {
         cancel.check()?;
         let next = sides.iter().filter_map(Side::offset).min();
-        let Some(offset) = next else {
-            progress.finished(Stage::Verify);
-            return Ok(Comparison::Equal);
-        };
+        let Some(offset) = next else { return Ok(None) };
         progress.advanced(offset - done);
         done = offset;
         let [one, other] = sides.each_mut().map(|side| side.bytes_at(offset));
         if one != other {
             let at = one.iter().zip(other.iter()).position(|(one, other)| one != other);
-            return Ok(Comparison::DifferAt(offset + at.unwrap_or(0) as u64));
+            return Ok(Some(offset + at.unwrap_or(0) as u64));
         }
         for side in &mut sides {
             if side.offset() == Some(offset) {
@@ -65,7 +84,7 @@ impl<'a> Side<'a> {
     fn new(disk: &'a dyn Block, cancel: Cancel<'_>) -> Result<Side<'a>, Error> {
         let mut side = Side {
             scanner: Scanner::new(disk, disk.len()),
-            chunk: Chunk::unpooled(),
+            chunk: Chunk::new(),
             has_chunk: false,
             bytes: vec![0; CHUNK],
         };
@@ -101,7 +120,6 @@ mod tests {
     use kvmbake_disk::MemoryBlock;
 
     use super::*;
-    use crate::progress::Silent;
 
     fn compared(one: &[u8], other: &[u8]) -> Comparison {
         let disks = [one, other].map(|bytes| MemoryBlock::read_only(bytes.to_vec()));

@@ -1,15 +1,8 @@
-//! Compression on as many threads as there are processors, with results in the order of the
-//! submissions.
-//!
-//! An encoder hands over groups of chunks and takes back, in order, each group's units (clusters
-//! or grains) packed. Whatever is in flight is bounded by [`Compressor::is_full`] and by the
-//! chunk pool behind it.
+//! The compression of a disk's units (clusters or grains), of as many chunks at once as there are
+//! threads: each has a [`Packer`] of its own.
 
-use std::collections::VecDeque;
 use std::io;
-use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::thread::{self, JoinHandle};
+use std::ops::Range;
 
 use crate::chunk::Chunk;
 
@@ -19,98 +12,68 @@ pub(crate) enum Codec {
     /// A zlib stream (RFC 1950), level 1 to 12, as VMDK grains are.
     Zlib(u8),
     /// Bare deflate (RFC 1951) with a window of 4 KiB, level 1 to 9, as qcow2 clusters are.
+    ///
+    /// QEMU's own reader would take longer distances, which rules out libdeflate here: others unpack
+    /// into a buffer that grows, and keep no more than the window (dissect.hypervisor does).
     Deflate4K(u8),
     /// A Zstandard frame (RFC 8878), level 1 to 22.
     Zstd(u8),
 }
 
+/// How an encoder wants its units.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Packing {
+    pub(crate) codec: Codec,
+    /// Bytes of a unit, a power of two of at least 512.
+    pub(crate) unit: usize,
+    /// Whether a unit that does not shrink is handed over as it is.
+    pub(crate) keep_plain: bool,
+}
+
 /// A unit of the disk, packed.
-pub(crate) struct Packed {
+pub(crate) struct Packed<'a> {
     /// The unit's number: its offset on the disk divided by its length.
     pub(crate) unit: u64,
     /// Whether `bytes` are compressed; otherwise they are the unit's own, because those are
     /// fewer.
     pub(crate) compressed: bool,
-    pub(crate) bytes: Vec<u8>,
+    pub(crate) bytes: &'a [u8],
 }
 
-struct Job {
-    chunks: Vec<Arc<Chunk>>,
-    done: SyncSender<io::Result<Vec<Packed>>>,
+/// Packed units in the disk's order.
+#[derive(Default)]
+pub(crate) struct Packs {
+    bytes: Vec<u8>,
+    /// Number, whether compressed, and place in `bytes`.
+    units: Vec<(u64, bool, Range<usize>)>,
 }
 
-/// The threads and what they have in hand.
-pub(crate) struct Compressor {
-    jobs: Option<Sender<Job>>,
-    results: VecDeque<Receiver<io::Result<Vec<Packed>>>>,
-    workers: Vec<JoinHandle<()>>,
-}
-
-impl Compressor {
-    /// Starts the threads. `unit` is the bytes of a unit, a power of two of at least 512; with
-    /// `keep_plain` a unit that does not shrink is handed back as it is.
-    pub(crate) fn new(codec: Codec, unit: usize, keep_plain: bool) -> Compressor {
-        let (jobs, queue) = channel::<Job>();
-        let queue = Arc::new(Mutex::new(queue));
-        let threads = thread::available_parallelism().map_or(1, usize::from).min(MAX_THREADS);
-        let workers = (0..threads)
-            .map(|_| {
-                let queue = Arc::clone(&queue);
-                thread::spawn(move || {
-                    let mut packer = Packer::new(codec, unit, keep_plain);
-                    loop {
-                        let job = queue.lock().unwrap_or_else(PoisonError::into_inner).recv();
-                        let Ok(Job { chunks, done }) = job else { break };
-                        // Nobody waits for it any more when the export has failed elsewhere.
-                        let _ = done.send(packer.pack(&chunks));
-                    }
-                })
-            })
-            .collect();
-        Compressor { jobs: Some(jobs), results: VecDeque::new(), workers }
+impl Packs {
+    /// Returns the units.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = Packed<'_>> {
+        self.units.iter().map(|(unit, compressed, range)| Packed {
+            unit: *unit,
+            compressed: *compressed,
+            bytes: &self.bytes[range.clone()],
+        })
     }
 
-    /// Hands over chunks in the disk's order; a unit longer than a chunk needs all its chunks in
-    /// one submission.
-    pub(crate) fn submit(&mut self, chunks: Vec<Arc<Chunk>>) {
-        let (done, result) = sync_channel(1);
-        if let Some(jobs) = &self.jobs {
-            // The workers live as long as `jobs`; were they gone, `next` would say so.
-            let _ = jobs.send(Job { chunks, done });
-            self.results.push_back(result);
-        }
+    fn clear(&mut self) {
+        self.bytes.clear();
+        self.units.clear();
     }
 
-    /// Returns whether results should be taken before more is submitted.
-    pub(crate) fn is_full(&self) -> bool {
-        self.results.len() > self.workers.len()
-    }
-
-    /// Waits for the oldest submission; `None` when there is none.
-    pub(crate) fn next(&mut self) -> Option<io::Result<Vec<Packed>>> {
-        let result = self.results.pop_front()?;
-        Some(result.recv().unwrap_or_else(|_| Err(io::Error::other("a compressing thread died"))))
+    fn add(&mut self, unit: u64, compressed: bool, bytes: &[u8]) {
+        let start = self.bytes.len();
+        self.bytes.extend_from_slice(bytes);
+        self.units.push((unit, compressed, start..self.bytes.len()));
     }
 }
-
-impl Drop for Compressor {
-    fn drop(&mut self) {
-        self.jobs = None;
-        for worker in self.workers.drain(..) {
-            // A worker that panicked has been noticed by whoever waited for its result.
-            let _ = worker.join();
-        }
-    }
-}
-
-/// More threads would only hold more memory: one reader feeds them.
-const MAX_THREADS: usize = 16;
 
 /// One thread's compressor with its buffers.
-struct Packer {
+pub(crate) struct Packer {
     coder: Coder,
-    unit: usize,
-    keep_plain: bool,
+    packing: Packing,
     whole: Vec<u8>,
     packed: Vec<u8>,
 }
@@ -119,12 +82,11 @@ enum Coder {
     Zlib(libdeflater::Compressor),
     Deflate4K(Box<flate2::Compress>),
     Zstd(zstd::bulk::Compressor<'static>),
-    Failed(Option<io::Error>),
 }
 
 impl Packer {
-    fn new(codec: Codec, unit: usize, keep_plain: bool) -> Packer {
-        let coder = match codec {
+    pub(crate) fn new(packing: Packing) -> io::Result<Packer> {
+        let coder = match packing.codec {
             Codec::Zlib(level) => {
                 let level = libdeflater::CompressionLvl::new(i32::from(level)).unwrap_or_default();
                 Coder::Zlib(libdeflater::Compressor::new(level))
@@ -133,65 +95,54 @@ impl Packer {
                 let level = flate2::Compression::new(u32::from(level));
                 Coder::Deflate4K(Box::new(flate2::Compress::new_with_window_bits(level, false, 12)))
             }
-            Codec::Zstd(level) => match zstd::bulk::Compressor::new(i32::from(level)) {
-                Ok(compressor) => Coder::Zstd(compressor),
-                Err(error) => Coder::Failed(Some(error)),
-            },
+            Codec::Zstd(level) => Coder::Zstd(zstd::bulk::Compressor::new(i32::from(level))?),
         };
         // Room for a unit that grows: deflate adds 5 bytes to each stored block of at least
         // 5 KiB, zstd less.
-        let packed = vec![0; unit + unit / 64 + 1024];
-        Packer { coder, unit, keep_plain, whole: Vec::new(), packed }
+        let packed = vec![0; packing.unit + packing.unit / 64 + 1024];
+        Ok(Packer { coder, packing, whole: Vec::new(), packed })
     }
 
-    /// Packs every unit of the chunks that is not zero.
-    fn pack(&mut self, chunks: &[Arc<Chunk>]) -> io::Result<Vec<Packed>> {
-        let mut units = Vec::new();
-        for chunk in chunks {
-            if self.unit > chunk.capacity() {
-                break;
-            }
-            for start in (0..chunk.capacity()).step_by(self.unit) {
-                let range = start..start + self.unit;
+    /// Packs every unit of the chunks that is not zero. All chunks of a unit that is longer than a
+    /// chunk come at once, and of one such unit only.
+    pub(crate) fn pack(&mut self, chunks: &[Chunk], packs: &mut Packs) -> io::Result<()> {
+        packs.clear();
+        let len = self.packing.unit;
+        let mut whole = std::mem::take(&mut self.whole);
+        whole.resize(len, 0);
+        for chunk in chunks.iter().filter(|chunk| len <= chunk.capacity()) {
+            for start in (0..chunk.capacity()).step_by(len) {
+                let range = start..start + len;
                 if chunk.has_data(range.clone()) {
-                    let unit = (chunk.offset() + start as u64) / self.unit as u64;
-                    units.push(match chunk.valid(range.clone()) {
-                        Some(bytes) => self.pack_unit(unit, bytes)?,
-                        None => {
-                            let mut whole = std::mem::take(&mut self.whole);
-                            whole.resize(self.unit, 0);
-                            chunk.copy(range, &mut whole);
-                            let packed = self.pack_unit(unit, &whole);
-                            self.whole = whole;
-                            packed?
-                        }
+                    let unit = (chunk.offset() + start as u64) / len as u64;
+                    let bytes = chunk.valid(range.clone()).unwrap_or_else(|| {
+                        chunk.copy(range, &mut whole);
+                        &whole
                     });
+                    self.pack_unit(unit, bytes, packs)?;
                 }
             }
         }
-        if let Some(first) = chunks.first().filter(|chunk| self.unit > chunk.capacity()) {
-            let unit = first.offset() / self.unit as u64;
-            let mut whole = std::mem::take(&mut self.whole);
-            whole.clear();
-            whole.resize(self.unit, 0);
+        if let Some(first) = chunks.first().filter(|chunk| len > chunk.capacity()) {
+            whole.fill(0);
             for chunk in chunks {
-                let at = (chunk.offset() % self.unit as u64) as usize;
+                let at = (chunk.offset() % len as u64) as usize;
                 chunk.copy(0..chunk.capacity(), &mut whole[at..at + chunk.capacity()]);
             }
-            let packed = self.pack_unit(unit, &whole);
-            self.whole = whole;
-            units.push(packed?);
+            self.pack_unit(first.offset() / len as u64, &whole, packs)?;
         }
-        Ok(units)
+        self.whole = whole;
+        Ok(())
     }
 
-    fn pack_unit(&mut self, unit: u64, bytes: &[u8]) -> io::Result<Packed> {
+    fn pack_unit(&mut self, unit: u64, bytes: &[u8], packs: &mut Packs) -> io::Result<()> {
         let len = self.coder.run(bytes, &mut self.packed)?;
-        Ok(if self.keep_plain && len >= bytes.len() {
-            Packed { unit, compressed: false, bytes: bytes.to_vec() }
+        if self.packing.keep_plain && len >= bytes.len() {
+            packs.add(unit, false, bytes);
         } else {
-            Packed { unit, compressed: true, bytes: self.packed[..len].to_vec() }
-        })
+            packs.add(unit, true, &self.packed[..len]);
+        }
+        Ok(())
     }
 }
 
@@ -213,9 +164,6 @@ impl Coder {
                 }
             }
             Coder::Zstd(compressor) => compressor.compress_to_buffer(input, output),
-            Coder::Failed(error) => {
-                Err(error.take().unwrap_or_else(|| io::Error::other("zstd could not start")))
-            }
         }
     }
 }
@@ -230,40 +178,40 @@ mod tests {
     use crate::chunk::Scanner;
     use crate::output::Cancel;
 
-    fn chunks(disk: Vec<u8>) -> Vec<Arc<Chunk>> {
+    fn chunks(disk: Vec<u8>) -> Vec<Chunk> {
         let disk = MemoryBlock::read_only(disk);
         let never = AtomicBool::new(false);
         let cancel = Cancel { wish: &never, failed: &never };
         let mut scanner = Scanner::new(&disk, u64::MAX);
         let mut chunks = Vec::new();
         loop {
-            let mut chunk = Chunk::unpooled();
+            let mut chunk = Chunk::new();
             if !scanner.read(&mut chunk, cancel).unwrap() {
                 return chunks;
             }
-            chunks.push(Arc::new(chunk));
+            chunks.push(chunk);
         }
     }
 
-    fn unpacked(codec: Codec, packed: &Packed, unit: usize) -> Vec<u8> {
+    fn unpacked(codec: Codec, packed: &Packed<'_>, unit: usize) -> Vec<u8> {
         if !packed.compressed {
-            return packed.bytes.clone();
+            return packed.bytes.to_vec();
         }
         let mut plain = vec![0; unit];
         match codec {
             Codec::Zlib(_) => {
                 let mut inflate = flate2::Decompress::new(true);
                 let finish = flate2::FlushDecompress::Finish;
-                inflate.decompress(&packed.bytes, &mut plain, finish).unwrap();
+                inflate.decompress(packed.bytes, &mut plain, finish).unwrap();
             }
             Codec::Deflate4K(_) => {
                 // A reader with the small window that QEMU's has.
                 let mut inflate = flate2::Decompress::new_with_window_bits(false, 12);
                 let finish = flate2::FlushDecompress::Finish;
-                inflate.decompress(&packed.bytes, &mut plain, finish).unwrap();
+                inflate.decompress(packed.bytes, &mut plain, finish).unwrap();
                 assert_eq!(inflate.total_out(), unit as u64);
             }
-            Codec::Zstd(_) => plain = zstd::bulk::decompress(&packed.bytes, unit).unwrap(),
+            Codec::Zstd(_) => plain = zstd::bulk::decompress(packed.bytes, unit).unwrap(),
         }
         plain
     }
@@ -283,15 +231,14 @@ mod tests {
         let chunks = chunks(disk.clone());
         for codec in [Codec::Zlib(6), Codec::Deflate4K(6), Codec::Zstd(3)] {
             for unit in [512, 4096, 65_536, 1 << 20, 2 << 20] {
-                let mut compressor = Compressor::new(codec, unit, true);
+                let mut packer = Packer::new(Packing { codec, unit, keep_plain: true }).unwrap();
+                let mut packs = Packs::default();
                 let span = unit.max(1 << 20) as u64;
-                for group in chunks.chunk_by(|a, b| a.offset() / span == b.offset() / span) {
-                    compressor.submit(group.to_vec());
-                }
                 let mut found = vec![0; disk.len().next_multiple_of(unit)];
                 let mut last = None;
-                while let Some(packed) = compressor.next() {
-                    for packed in packed.unwrap() {
+                for group in chunks.chunk_by(|a, b| a.offset() / span == b.offset() / span) {
+                    packer.pack(group, &mut packs).unwrap();
+                    for packed in packs.iter() {
                         assert!(last < Some(packed.unit), "{codec:?} {unit}");
                         last = Some(packed.unit);
                         let at = packed.unit as usize * unit;

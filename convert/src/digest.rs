@@ -15,9 +15,10 @@ use std::sync::atomic::AtomicBool;
 
 use kvmbake_disk::Block;
 
-use crate::chunk::{Chunk, Scanner, UNIT};
+use crate::chunk::{Chunk, UNIT};
 use crate::error::Error;
 use crate::output::Cancel;
+use crate::pipeline::{self, SINGLE, Worker};
 
 const DOMAIN: &[u8; 17] = b"blake3-sparse-64k";
 
@@ -44,7 +45,27 @@ impl fmt::Debug for DiskDigest {
     }
 }
 
-/// Takes a disk's chunks in order.
+/// The digests of some chunks' blocks, taken beside others'.
+#[derive(Debug, Default)]
+pub(crate) struct BlockDigests(Vec<(u64, blake3::Hash)>);
+
+impl BlockDigests {
+    /// Forgets what was taken.
+    pub(crate) fn clear(&mut self) {
+        self.0.clear();
+    }
+
+    /// Takes the digests of the next chunk's blocks.
+    pub(crate) fn take(&mut self, chunk: &Chunk) {
+        self.0.extend(chunk.units().map(|unit| {
+            let start = unit * UNIT;
+            let block = chunk.bytes(start..(start + UNIT).min(chunk.len()));
+            (chunk.offset() + start as u64, blake3::hash(block))
+        }));
+    }
+}
+
+/// Takes the digests of a disk's blocks in order.
 pub(crate) struct ContentHasher(blake3::Hasher);
 
 impl ContentHasher {
@@ -54,12 +75,10 @@ impl ContentHasher {
         ContentHasher(hasher)
     }
 
-    pub(crate) fn update(&mut self, chunk: &Chunk) {
-        for unit in chunk.units() {
-            let start = unit * UNIT;
-            let block = chunk.bytes(start..(start + UNIT).min(chunk.len()));
-            self.0.update(&(chunk.offset() + start as u64).to_le_bytes());
-            self.0.update(blake3::hash(block).as_bytes());
+    pub(crate) fn update(&mut self, blocks: &BlockDigests) {
+        for (offset, digest) in &blocks.0 {
+            self.0.update(&offset.to_le_bytes());
+            self.0.update(digest.as_bytes());
         }
     }
 
@@ -77,12 +96,24 @@ pub fn digest(disk: &dyn Block) -> Result<DiskDigest, Error> {
     let never = AtomicBool::new(false);
     let cancel = Cancel { wish: &never, failed: &never };
     let mut hasher = ContentHasher::new();
-    let mut scanner = Scanner::new(disk, disk.len());
-    let mut chunk = Chunk::unpooled();
-    while scanner.read(&mut chunk, cancel)? {
-        hasher.update(&chunk);
-    }
+    let mut workers: Vec<_> = (0..pipeline::threads()).map(|_| BlockDigests::default()).collect();
+    pipeline::run(disk, disk.len(), SINGLE, &mut workers, &mut hasher, cancel)?;
     Ok(hasher.finish(disk.len()))
+}
+
+impl Worker for BlockDigests {
+    type Shared = ContentHasher;
+
+    fn prepare(&mut self, chunks: &[Chunk]) -> Result<(), Error> {
+        self.clear();
+        chunks.iter().for_each(|chunk| self.take(chunk));
+        Ok(())
+    }
+
+    fn place(&mut self, _chunks: &[Chunk], hasher: &mut ContentHasher) -> Result<(), Error> {
+        hasher.update(self);
+        Ok(())
+    }
 }
 
 #[cfg(test)]

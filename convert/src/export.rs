@@ -1,44 +1,36 @@
 //! One pass over a disk, any number of images.
 //!
-//! A reader walks the data extents and hands each chunk to one thread per image, and to one that
-//! takes the disk's digest; queues are bounded and the buffers shared, so the slowest sets the
-//! pace and the memory stays the same whatever the disk's size. Then the images are completed,
-//! made durable, read back and compared, and their checksums taken, all at once.
+//! As many threads as there are processors take the data through, mebibyte by mebibyte: each
+//! loads a chunk, takes its fingerprint and compresses it for the images that want that; in the
+//! disk's order the encoders give it places; and the thread writes it to every image. The memory
+//! is a few chunks a thread, whatever the disk's size. Then the images are completed, made durable,
+//! read back and compared, and their checksums taken, as far as the options ask for it.
 //!
 //! Nothing is created before every format has agreed to hold the disk. When anything fails, or
 //! the caller wishes to stop, every file created here is removed again.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, channel, sync_channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::thread;
 use std::time::Duration;
 
 use kvmbake_disk::Block;
 
 use crate::check::{Checked, Expected, Written, check};
-use crate::chunk::{Chunk, Pool, Scanner, UNIT, next_extent};
-use crate::digest::{ContentHasher, DiskDigest};
+use crate::chunk::{CHUNK, Chunk, UNIT, next_extent};
+use crate::compress::{Packer, Packs};
+use crate::digest::{BlockDigests, ContentHasher, DiskDigest};
 use crate::encode::{DiskInfo, Encoder, Identity, plan};
 use crate::error::Error;
+use crate::fingerprint::{Fingerprint, Marks};
 use crate::format::Format;
 use crate::options::Encoding;
-use crate::output::{Cancel, Output};
+use crate::output::{Cancel, Output, Parts};
+use crate::pipeline::{self, SINGLE, Worker};
 use crate::progress::{Progress, Stage};
 use crate::vmdk;
-
-/// Chunk buffers in flight: 16 MiB.
-const POOL: usize = 16;
-/// Chunks that are passed on together: handing over costs two context switches, and where the
-/// processors are busy a wait for each.
-const BATCH: usize = 4;
-/// Batches waiting for one writer.
-const QUEUE: usize = POOL / BATCH;
-
-/// Chunks in order, shared by all writers.
-type Batch = Arc<Vec<Arc<Chunk>>>;
 
 /// An image to write.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -113,6 +105,8 @@ impl Target {
 pub struct Options {
     /// Read every image back and compare it with the disk.
     pub verify: bool,
+    /// Take the digest of the disk's content.
+    pub digest: bool,
     /// Take SHA-512 and MD5 of every file.
     pub checksums: bool,
     /// Make every file durable before returning.
@@ -121,15 +115,14 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Options {
-        Options { verify: true, checksums: true, sync: true }
+        Options { verify: true, digest: true, checksums: true, sync: true }
     }
 }
 
 /// What was written.
 #[derive(Debug, Clone)]
 pub struct Export {
-    /// The digest of the disk's content. `None` only where nothing asked for it: no verification,
-    /// and no format whose identifiers come from the content.
+    /// The digest of the disk's content, if asked for.
     pub disk_digest: Option<DiskDigest>,
     /// The images, in the order of the targets.
     pub artifacts: Vec<Artifact>,
@@ -209,8 +202,7 @@ pub fn export_with(
     }
 
     progress.started(Stage::Write, (disk.data_units * UNIT as u64).min(disk.virtual_size));
-    let hash = options.verify || images.iter().any(|image| image.encoder.needs_identity());
-    let (images, expected) = write(source, targets, images, hash, progress, cancel)?;
+    let (disk_digest, expected) = write(source, targets, &mut images, options, progress, cancel)?;
     progress.finished(Stage::Write);
 
     let syncs = if options.sync { start_syncs(&images) } else { Vec::new() };
@@ -224,7 +216,7 @@ pub fn export_with(
             });
         }
     }
-    let checked = check(targets, &files, expected, options, progress, cancel)?;
+    let checked = check(source, targets, &files, expected, options, progress, cancel)?;
     for sync in syncs {
         wait_for_sync(&sync, cancel)?;
     }
@@ -234,7 +226,7 @@ pub fn export_with(
         .zip(images)
         .map(|(target, image)| image.finished(target, &mut checked))
         .collect::<Result<_, _>>()?;
-    Ok(Export { disk_digest: expected.map(|expected| expected.digest), artifacts })
+    Ok(Export { disk_digest, artifacts })
 }
 
 /// An image in the making; dropping it removes the file.
@@ -299,116 +291,142 @@ pub(crate) fn survey(source: &dyn Block, cancel: Cancel<'_>) -> Result<DiskInfo,
     Ok(DiskInfo { virtual_size, data_units })
 }
 
-/// Reads the disk once and feeds every encoder; returns the completed images and what they hold.
+/// Reads the disk once, feeds every encoder and completes the images; returns the digest, if asked
+/// for, and what the images hold.
 fn write(
     source: &dyn Block,
     targets: &[Target],
-    images: Vec<Image>,
-    hash: bool,
+    images: &mut [Image],
+    options: &Options,
     progress: &dyn Progress,
     cancel: Cancel<'_>,
-) -> Result<(Vec<Image>, Option<Expected>), Error> {
-    let (hashed, written) = thread::scope(|scope| {
-        let mut queues = Vec::new();
-        let hasher = hash.then(|| {
-            let (queue, batches) = sync_channel(QUEUE);
-            queues.push(queue);
-            scope.spawn(move || hash_chunks(&batches))
+) -> Result<(Option<DiskDigest>, Expected), Error> {
+    let packings: Vec<_> = images.iter().map(|image| image.encoder.packing()).collect();
+    // A unit that is compressed is compressed as a whole.
+    let longest = packings.iter().flatten().map(|packing| packing.unit).max().unwrap_or(0);
+    let span = (longest as u64).max(SINGLE);
+    let marks = options.verify || images.iter().any(|image| image.encoder.needs_identity());
+    let (mut encoders, mut outputs) = (Vec::new(), Vec::new());
+    for image in &mut *images {
+        encoders.push(&mut image.encoder);
+        outputs.push(&image.output);
+    }
+    let mut workers = Vec::new();
+    for _ in 0..pipeline::threads() {
+        let packers = packings.iter().zip(&outputs).map(|(packing, output)| {
+            packing
+                .map(Packer::new)
+                .transpose()
+                .map(|packer| (packer, Packs::default()))
+                .map_err(|error| output.failed("compress", error))
         });
-        let writers: Vec<_> = images
-            .into_iter()
-            .map(|image| {
-                let (queue, batches) = sync_channel(QUEUE);
-                queues.push(queue);
-                scope.spawn(move || image.encode(&batches, cancel).inspect_err(|_| cancel.fail()))
-            })
-            .collect();
-        let read = read(source, queues, progress, cancel).inspect_err(|_| cancel.fail());
-        let hashed = hasher.map(joined);
-        // Every thread ends before the first error is chosen.
-        let written: Vec<_> = writers.into_iter().map(joined).collect();
-        let mut error = read.err();
-        let mut images = Vec::new();
-        for outcome in written {
-            match outcome {
-                Ok(image) => images.push(image),
-                Err(next) => error = Some(Error::first(error, next)),
-            }
-        }
-        (hashed, error.map_or(Ok(images), Err))
-    });
-    let mut images = written?;
-    let expected = hashed.map(|(hasher, data)| Expected {
-        digest: hasher.finish(source.len()),
-        size: source.len(),
-        data,
-    });
-    // Formats that take nothing from the identity get that of an empty disk.
-    let digest = expected.map_or_else(|| ContentHasher::new().finish(0), |found| found.digest);
+        workers.push(Writer {
+            outputs: &outputs,
+            packers: packers.collect::<Result<_, _>>()?,
+            marks: marks.then(Marks::default),
+            digests: options.digest.then(BlockDigests::default),
+            parts: vec![vec![Parts::default(); span as usize / CHUNK]; outputs.len()],
+            first: 0,
+            progress,
+        });
+    }
+    let mut images_so_far = Encoders {
+        encoders,
+        fingerprint: Fingerprint::default(),
+        digest: options.digest.then(ContentHasher::new),
+        data: 0,
+        pieces: 0,
+    };
+    pipeline::run(source, source.len(), span, &mut workers, &mut images_so_far, cancel)?;
+    let Encoders { fingerprint, digest, data, .. } = images_so_far;
+    let size = source.len();
+    let fingerprint = fingerprint.finish(size);
     for (image, target) in images.iter_mut().zip(targets) {
         cancel.check()?;
-        image.encoder.finish(&Identity::new(digest, target), &image.output, cancel)?;
+        image.encoder.finish(&Identity::new(fingerprint, target), &image.output, cancel)?;
     }
-    Ok((images, expected))
+    Ok((digest.map(|digest| digest.finish(size)), Expected { fingerprint, size, data }))
 }
 
-fn joined<T>(handle: thread::ScopedJoinHandle<'_, T>) -> T {
-    handle.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+/// What the threads of an export share, in the disk's order.
+struct Encoders<'a> {
+    encoders: Vec<&'a mut Box<dyn Encoder>>,
+    fingerprint: Fingerprint,
+    digest: Option<ContentHasher>,
+    /// Bytes of the disk's data.
+    data: u64,
+    /// Pieces of the disk that have had their turn.
+    pieces: usize,
 }
 
-/// Sends every chunk to every queue. The queues close when this returns.
-fn read(
-    source: &dyn Block,
-    queues: Vec<SyncSender<Batch>>,
-    progress: &dyn Progress,
-    cancel: Cancel<'_>,
-) -> Result<(), Error> {
-    let mut pool = Pool::new(POOL);
-    let mut scanner = Scanner::new(source, source.len());
-    loop {
-        let mut batch = Vec::with_capacity(BATCH);
-        while batch.len() < BATCH {
-            let mut chunk = pool.take(cancel)?;
-            if !scanner.read(&mut chunk, cancel)? {
-                break;
-            }
-            batch.push(Arc::new(chunk));
-        }
-        let is_last = batch.len() < BATCH;
-        let len = batch.iter().map(|chunk| chunk.data_len()).sum();
-        let batch = Arc::new(batch);
-        for queue in &queues {
-            // A queue closes early only when its thread failed, and that thread says why.
-            queue.send(Arc::clone(&batch)).map_err(|_| Error::Cancelled)?;
-        }
-        progress.advanced(len);
-        if is_last {
-            return Ok(());
-        }
-    }
+/// One thread of an export.
+struct Writer<'a> {
+    outputs: &'a [&'a Output],
+    /// One for each image; without a packer its data are written as they are.
+    packers: Vec<(Option<Packer>, Packs)>,
+    marks: Option<Marks>,
+    digests: Option<BlockDigests>,
+    /// For each image and each chunk of a piece, what goes where.
+    parts: Vec<Vec<Parts>>,
+    /// The image to write to first: the threads begin at different ones, for a file is written by
+    /// one at a time.
+    first: usize,
+    progress: &'a dyn Progress,
 }
 
-fn hash_chunks(batches: &Receiver<Batch>) -> (ContentHasher, u64) {
-    let mut hasher = ContentHasher::new();
-    let mut data = 0;
-    for batch in batches {
-        for chunk in batch.iter() {
-            hasher.update(chunk);
-            data += chunk.data_len();
-        }
-    }
-    (hasher, data)
-}
+impl<'a> Worker for Writer<'a> {
+    type Shared = Encoders<'a>;
 
-impl Image {
-    fn encode(mut self, batches: &Receiver<Batch>, cancel: Cancel<'_>) -> Result<Image, Error> {
-        for batch in batches {
-            for chunk in batch.iter() {
-                cancel.check()?;
-                self.encoder.write(chunk, &self.output)?;
+    fn prepare(&mut self, chunks: &[Chunk]) -> Result<(), Error> {
+        if let Some(marks) = &mut self.marks {
+            marks.clear();
+            chunks.iter().for_each(|chunk| marks.take(chunk));
+        }
+        if let Some(digests) = &mut self.digests {
+            digests.clear();
+            chunks.iter().for_each(|chunk| digests.take(chunk));
+        }
+        for ((packer, packs), output) in self.packers.iter_mut().zip(self.outputs) {
+            if let Some(packer) = packer {
+                packer.pack(chunks, packs).map_err(|error| output.failed("compress", error))?;
             }
         }
-        Ok(self)
+        Ok(())
+    }
+
+    fn place(&mut self, chunks: &[Chunk], shared: &mut Encoders<'a>) -> Result<(), Error> {
+        if let Some(marks) = &self.marks {
+            shared.fingerprint.add(marks);
+        }
+        if let (Some(digest), Some(digests)) = (&mut shared.digest, &self.digests) {
+            digest.update(digests);
+        }
+        for (index, encoder) in shared.encoders.iter_mut().enumerate() {
+            let output = self.outputs[index];
+            match &self.packers[index] {
+                (Some(_), packs) => encoder.write_packed(packs, output)?,
+                (None, _) => {
+                    for (chunk, parts) in chunks.iter().zip(&mut self.parts[index]) {
+                        encoder.write(chunk, output, parts)?;
+                    }
+                }
+            }
+        }
+        shared.data += chunks.iter().map(Chunk::data_len).sum::<u64>();
+        self.first = shared.pieces % self.outputs.len().max(1);
+        shared.pieces += 1;
+        Ok(())
+    }
+
+    fn complete(&mut self, chunks: &[Chunk]) -> Result<(), Error> {
+        let images = self.outputs.len();
+        for index in (self.first..images).chain(0..self.first) {
+            for (chunk, parts) in chunks.iter().zip(&mut self.parts[index]) {
+                parts.write(chunk, self.outputs[index])?;
+            }
+        }
+        self.progress.advanced(chunks.iter().map(Chunk::data_len).sum());
+        Ok(())
     }
 }
 

@@ -1,19 +1,18 @@
 //! How large an image would be, without writing it: the encoder runs over the source's extents
 //! and writes to nowhere. Extents may hold zeroes, so the result is an upper bound.
 
-use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use kvmbake_disk::Block;
 
 use crate::chunk::{CHUNK, Chunk, UNIT, next_extent};
-use crate::digest::ContentHasher;
 use crate::encode::{DiskInfo, Identity, plan};
 use crate::error::Error;
 use crate::export::{Target, survey};
+use crate::fingerprint::Fingerprint;
 use crate::format::Format;
 use crate::options::Encoding;
-use crate::output::{Cancel, Output};
+use crate::output::{Cancel, Output, Parts};
 use crate::vmdk::{Subformat, VmdkOptions};
 
 /// The sizes of an image that would be written.
@@ -80,10 +79,9 @@ fn run(
     let mut encoder = plan(target, disk)?;
     let output = Output::nowhere(encoder.extent().is_some())?;
     let size = disk.virtual_size;
-    let mut spare = Chunk::ones();
+    let (mut chunk, mut parts) = (Chunk::ones(), Parts::default());
     let mut next = 0;
     while next < size {
-        let mut chunk = spare;
         let base;
         if full {
             base = next;
@@ -100,13 +98,11 @@ fn run(
                 extent = next_extent(source, stop, end)?;
             }
         }
-        let chunk = Arc::new(chunk);
-        encoder.write(&chunk, &output)?;
-        // No encoder that is measured keeps it.
-        spare = Arc::into_inner(chunk).unwrap_or_else(Chunk::ones);
+        encoder.write(&chunk, &output, &mut parts)?;
+        parts.write(&chunk, &output)?;
         next = base + CHUNK as u64;
     }
-    let identity = Identity::new(ContentHasher::new().finish(0), target);
+    let identity = Identity::new(Fingerprint::default(), target);
     encoder.finish(&identity, &output, cancel)?;
     Ok((encoder.virtual_size(), output.reached()))
 }

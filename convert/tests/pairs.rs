@@ -59,7 +59,7 @@ fn opened(workshop: &Workshop, target: &Target) -> std::sync::Arc<dyn kvmbake_di
 }
 
 /// Each image is compared with its source here, so not also by the export.
-const QUICK: Options = Options { verify: false, checksums: false, sync: false };
+const QUICK: Options = Options { verify: false, digest: false, checksums: false, sync: false };
 
 /// Writes every kind from the raw disk, and from each of those every kind again.
 fn through_every_pair(workshop: &Workshop) {

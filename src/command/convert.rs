@@ -20,8 +20,7 @@ use crate::report::{Event, Report, Stage};
 
 /// Converts a disk image to one or more other formats in one pass
 ///
-/// Each output appears complete, by rename, or not at all; it is read back and compared with the
-/// input first. An output that exists is replaced.
+/// Each output appears complete, by rename, or not at all. An output that exists is replaced.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// The input's format; probed when absent
@@ -39,12 +38,12 @@ pub struct Args {
     /// Show progress; a terminal always does
     #[arg(short = 'p')]
     progress: bool,
-    /// Do not read the outputs back to compare them with the input
+    /// Read the outputs back and compare them with the input before they appear
     #[arg(long)]
-    no_verify: bool,
-    /// Do not wait until the outputs are on the disk
+    verify: bool,
+    /// Wait until the outputs are on the disk, so that they outlive a crash of the machine
     #[arg(long)]
-    no_sync: bool,
+    sync: bool,
     /// qemu-img's count of coroutines; as many threads as there are processors run here
     #[arg(short = 'm', value_name = "COUNT", hide = true)]
     coroutines: Option<u32>,
@@ -96,7 +95,8 @@ pub fn run(args: &Args, report: Arc<dyn Report>) -> Result<(), Error> {
         link_backing(output, target);
     }
     let progress = image::progress(args.progress, &report, Stage::Convert);
-    let options = Options { verify: !args.no_verify, checksums: false, sync: !args.no_sync };
+    let Args { verify, sync, .. } = *args;
+    let options = Options { verify, digest: false, checksums: false, sync };
     let export = kvmbake_convert::export_with(
         source.as_ref(),
         &targets,

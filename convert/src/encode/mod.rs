@@ -1,14 +1,14 @@
 //! What every encoder is: planned before anything is written, fed in order, finished once.
 
 use std::path::PathBuf;
-use std::sync::Arc;
 
 use crate::chunk::Chunk;
-use crate::digest::DiskDigest;
+use crate::compress::{Packing, Packs};
 use crate::error::Error;
 use crate::export::Target;
+use crate::fingerprint::Fingerprint;
 use crate::options::Encoding;
-use crate::output::{Cancel, Output};
+use crate::output::{Cancel, Output, Parts};
 use crate::{ova, qcow2, raw, vdi, vhd, vhdx, vmdk};
 
 /// What an encoder may know of the disk before it begins.
@@ -35,8 +35,25 @@ pub(crate) trait Encoder: Send {
         None
     }
 
-    /// Stores a chunk.
-    fn write(&mut self, chunk: &Arc<Chunk>, output: &Output) -> Result<(), Error>;
+    /// Returns how the disk's units are to be packed before they come, for an encoder that
+    /// compresses.
+    fn packing(&self) -> Option<Packing> {
+        None
+    }
+
+    /// Gives the chunk's data their places: writes what it must of the tables, and leaves the data
+    /// to the caller as `parts`. Quick, for no other chunk can be placed meanwhile. Not called where
+    /// there is a packing.
+    fn write(&mut self, chunk: &Chunk, output: &Output, parts: &mut Parts) -> Result<(), Error> {
+        let _ = (chunk, output, parts);
+        Ok(())
+    }
+
+    /// Stores packed units; called where there is a packing, in place of [`Encoder::write`].
+    fn write_packed(&mut self, packs: &Packs, output: &Output) -> Result<(), Error> {
+        let _ = (packs, output);
+        Ok(())
+    }
 
     /// Completes the image; looks at `cancel` where that takes long.
     fn finish(
@@ -75,15 +92,15 @@ pub(crate) fn plan(target: &Target, disk: &DiskInfo) -> Result<Box<dyn Encoder>,
 /// Where an image's identifiers and times come from: the content, so that equal disks give equal
 /// bytes, unless the caller states them.
 pub(crate) struct Identity {
-    digest: DiskDigest,
+    fingerprint: Fingerprint,
     uuid: Option<[u8; 16]>,
     /// Seconds since 1970.
     time: Option<u64>,
 }
 
 impl Identity {
-    pub(crate) fn new(digest: DiskDigest, target: &Target) -> Identity {
-        Identity { digest, uuid: target.uuid, time: target.time }
+    pub(crate) fn new(fingerprint: Fingerprint, target: &Target) -> Identity {
+        Identity { fingerprint, uuid: target.uuid, time: target.time }
     }
 
     /// Returns the identifier of the image itself: the caller's or, for the given use, a derived
@@ -102,7 +119,8 @@ impl Identity {
 
     /// Returns 16 bytes for the given use.
     pub(crate) fn bytes<const N: usize>(&self, purpose: &str) -> [u8; N] {
-        let mut hasher = blake3::Hasher::new_keyed(self.digest.as_bytes());
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(self.fingerprint.as_bytes());
         hasher.update(purpose.as_bytes());
         let mut bytes = [0; N];
         hasher.finalize_xof().fill(&mut bytes);

@@ -2,13 +2,11 @@
 //! that it could need at most, and blanks behind its end; the disk's identifiers are known last
 //! of all, so the manifest's sums are taken over what was written.
 
-use std::sync::Arc;
-
 use super::ovf::{self, Appliance};
 use super::tar::{self, BLOCK};
 use super::{ManifestSum, OvaOptions, manifest};
 use crate::checksum::{Algorithm, checksum};
-use crate::chunk::Chunk;
+use crate::compress::{Packing, Packs};
 use crate::encode::{DiskInfo, Encoder, Identity};
 use crate::error::Error;
 use crate::export::Target;
@@ -70,8 +68,12 @@ impl Encoder for OvaEncoder {
         self.disk.virtual_size()
     }
 
-    fn write(&mut self, chunk: &Arc<Chunk>, output: &Output) -> Result<(), Error> {
-        self.disk.write(chunk, output)
+    fn packing(&self) -> Option<Packing> {
+        self.disk.packing()
+    }
+
+    fn write_packed(&mut self, packs: &Packs, output: &Output) -> Result<(), Error> {
+        self.disk.write_packed(packs, output)
     }
 
     fn finish(

@@ -1,12 +1,9 @@
 //! The qcow2 encoder for compressed clusters: they lie one behind the other at any byte, and
 //! share the host's clusters; what does not shrink is stored plain.
 
-use std::sync::Arc;
-
 use super::layout::{COMPRESSED, COPIED, Layout};
 use super::options::{Compression, Qcow2Options};
-use crate::chunk::Chunk;
-use crate::compress::{Codec, Compressor, Packed};
+use crate::compress::{Codec, Packed, Packing, Packs};
 use crate::encode::{DiskInfo, Encoder, Identity};
 use crate::error::Error;
 use crate::output::{Cancel, Output};
@@ -17,9 +14,7 @@ const FLUSH: usize = 1 << 20;
 /// Writes a compressed qcow2 image.
 pub(crate) struct CompressedEncoder {
     layout: Layout,
-    compressor: Compressor,
-    /// The chunks of a cluster longer than a chunk.
-    group: Vec<Arc<Chunk>>,
+    codec: Codec,
     /// Compressed bytes not yet written, and the byte of the file where they go.
     pending: Vec<u8>,
     place: u64,
@@ -38,40 +33,10 @@ impl CompressedEncoder {
             (Compression::Zstd, level) => Codec::Zstd(level.unwrap_or(3)),
         };
         let layout = Layout::plan(disk, options)?;
-        let compressor = Compressor::new(codec, layout.cluster() as usize, true);
-        Ok(CompressedEncoder {
-            layout,
-            compressor,
-            group: Vec::new(),
-            pending: Vec::new(),
-            place: 0,
-            end: 0,
-        })
+        Ok(CompressedEncoder { layout, codec, pending: Vec::new(), place: 0, end: 0 })
     }
 
-    /// Hands over the collected chunks and stores what is done.
-    fn submit(&mut self, output: &Output) -> Result<(), Error> {
-        if !self.group.is_empty() {
-            let group = std::mem::take(&mut self.group);
-            self.compressor.submit(group);
-        }
-        while self.compressor.is_full() {
-            self.store_next(output)?;
-        }
-        Ok(())
-    }
-
-    /// Stores the oldest submission; returns whether there was one.
-    fn store_next(&mut self, output: &Output) -> Result<bool, Error> {
-        let Some(packed) = self.compressor.next() else { return Ok(false) };
-        let packed = packed.map_err(|error| output.failed("compress", error))?;
-        for packed in packed {
-            self.store(&packed, output)?;
-        }
-        Ok(true)
-    }
-
-    fn store(&mut self, packed: &Packed, output: &Output) -> Result<(), Error> {
+    fn store(&mut self, packed: &Packed<'_>, output: &Output) -> Result<(), Error> {
         if self.layout.begins_table(packed.unit) {
             self.close(output)?;
             self.layout.finish_table(output)?;
@@ -79,7 +44,7 @@ impl CompressedEncoder {
         if !packed.compressed {
             // The open cluster stays open: others may follow it.
             let place = self.layout.allocate(1);
-            output.write_at(&packed.bytes, place)?;
+            output.write_at(packed.bytes, place)?;
             return self.layout.map(packed.unit, place | COPIED, output);
         }
         // Shorter than a cluster, so it touches two at most.
@@ -98,7 +63,7 @@ impl CompressedEncoder {
             }
             self.end = more + cluster;
         }
-        self.pending.extend_from_slice(&packed.bytes);
+        self.pending.extend_from_slice(packed.bytes);
         let sectors = (start + len - 1) / 512 - start / 512;
         let offset_bits = 62 - (self.layout.cluster_bits() - 8);
         let entry = COMPRESSED | sectors << offset_bits | start;
@@ -130,16 +95,13 @@ impl Encoder for CompressedEncoder {
         self.layout.size()
     }
 
-    fn write(&mut self, chunk: &Arc<Chunk>, output: &Output) -> Result<(), Error> {
-        let span = self.layout.cluster().max(chunk.capacity() as u64);
-        if self.group.last().is_some_and(|last| last.offset() / span != chunk.offset() / span) {
-            self.submit(output)?;
-        }
-        self.group.push(Arc::clone(chunk));
-        if span == chunk.capacity() as u64 {
-            self.submit(output)?;
-        }
-        Ok(())
+    fn packing(&self) -> Option<Packing> {
+        let unit = self.layout.cluster() as usize;
+        Some(Packing { codec: self.codec, unit, keep_plain: true })
+    }
+
+    fn write_packed(&mut self, packs: &Packs, output: &Output) -> Result<(), Error> {
+        packs.iter().try_for_each(|packed| self.store(&packed, output))
     }
 
     fn finish(
@@ -148,8 +110,6 @@ impl Encoder for CompressedEncoder {
         output: &Output,
         _cancel: Cancel<'_>,
     ) -> Result<(), Error> {
-        self.submit(output)?;
-        while self.store_next(output)? {}
         self.close(output)?;
         self.layout.finish(output)
     }

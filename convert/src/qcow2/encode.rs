@@ -12,7 +12,7 @@ use super::layout::{COPIED, Layout, ZERO};
 use crate::chunk::{CHUNK, Chunk, PAGE, is_zero, next_extent};
 use crate::encode::{DiskInfo, Encoder, Identity};
 use crate::error::Error;
-use crate::output::{Cancel, Output};
+use crate::output::{Cancel, Output, Parts};
 
 /// Writes a qcow2 image.
 pub(crate) struct Qcow2Encoder {
@@ -36,7 +36,12 @@ impl Qcow2Encoder {
     }
 
     /// Stores a chunk in clusters not longer than it.
-    fn write_clusters(&mut self, chunk: &Chunk, output: &Output) -> Result<(), Error> {
+    fn write_clusters(
+        &mut self,
+        chunk: &Chunk,
+        output: &Output,
+        parts: &mut Parts,
+    ) -> Result<(), Error> {
         let cluster = self.layout.cluster() as usize;
         let first = chunk.offset() / cluster as u64;
         let mut start = 0;
@@ -56,12 +61,13 @@ impl Qcow2Encoder {
                 self.layout.map(number, at | COPIED, output)?;
             }
             if cluster < PAGE {
-                output.write_at(chunk.bytes(begin..end), place)?;
+                parts.put(begin..end, place);
                 continue;
             }
             for run in chunk.runs().filter(|run| run.start < end && run.end > begin) {
                 let run = run.start.max(begin)..run.end.min(end);
-                output.write_at(chunk.bytes(run.clone()), place + (run.start - begin) as u64)?;
+                let at = place + (run.start - begin) as u64;
+                parts.put(run, at);
             }
         }
         Ok(())
@@ -91,13 +97,13 @@ impl Encoder for Qcow2Encoder {
         self.layout.size()
     }
 
-    fn write(&mut self, chunk: &Arc<Chunk>, output: &Output) -> Result<(), Error> {
+    fn write(&mut self, chunk: &Chunk, output: &Output, parts: &mut Parts) -> Result<(), Error> {
         if let Some(base) = &mut self.base {
             base.hide(base.covered, chunk.offset(), &mut self.layout, output)?;
             base.covered = chunk.offset() + chunk.capacity() as u64;
         }
         if self.layout.cluster() <= chunk.capacity() as u64 {
-            return self.write_clusters(chunk, output);
+            return self.write_clusters(chunk, output, parts);
         }
         let number = chunk.offset() / self.layout.cluster();
         let place = match self.open {
@@ -111,7 +117,7 @@ impl Encoder for Qcow2Encoder {
         };
         let within = chunk.offset() % self.layout.cluster();
         for run in chunk.runs() {
-            output.write_at(chunk.bytes(run.clone()), place + within + run.start as u64)?;
+            parts.put(run.clone(), place + within + run.start as u64);
         }
         Ok(())
     }

@@ -1,11 +1,9 @@
 //! The raw encoder.
 
-use std::sync::Arc;
-
 use crate::chunk::Chunk;
 use crate::encode::{DiskInfo, Encoder, Identity};
 use crate::error::Error;
-use crate::output::{Cancel, Output};
+use crate::output::{Cancel, Output, Parts};
 
 /// Writes a sparse file of exactly the disk's size.
 pub(super) struct RawEncoder {
@@ -23,10 +21,10 @@ impl Encoder for RawEncoder {
         self.size
     }
 
-    fn write(&mut self, chunk: &Arc<Chunk>, output: &Output) -> Result<(), Error> {
+    fn write(&mut self, chunk: &Chunk, _output: &Output, parts: &mut Parts) -> Result<(), Error> {
         for run in chunk.runs() {
             let at = chunk.offset() + run.start as u64;
-            output.write_at(chunk.bytes(run.start..run.end.min(chunk.len())), at)?;
+            parts.put(run.start..run.end.min(chunk.len()), at);
         }
         Ok(())
     }

@@ -2,13 +2,12 @@
 //! too, through one compressor.
 
 use std::io::{self, Write};
-use std::sync::Arc;
 
 use super::{Packing, RawOptions};
 use crate::chunk::{Chunk, UNIT};
 use crate::encode::{DiskInfo, Encoder, Identity};
 use crate::error::Error;
-use crate::output::{Cancel, Output};
+use crate::output::{Cancel, Output, Parts};
 
 static ZEROES: [u8; UNIT] = [0; UNIT];
 /// How many units of zeroes pass between two looks at the wish to stop.
@@ -72,7 +71,7 @@ impl Encoder for PackedEncoder {
         self.size
     }
 
-    fn write(&mut self, chunk: &Arc<Chunk>, output: &Output) -> Result<(), Error> {
+    fn write(&mut self, chunk: &Chunk, output: &Output, _parts: &mut Parts) -> Result<(), Error> {
         self.skip_to(chunk.offset(), output, Cancel::never())?;
         for start in (0..chunk.len()).step_by(UNIT) {
             let end = (start + UNIT).min(chunk.len());

@@ -1,13 +1,11 @@
 //! The VDI encoder: 1 MiB blocks, data aligned to 1 MiB. In a dynamic image blocks of zeroes are
 //! unallocated; in a fixed one every block has its place, and those of zeroes are holes of the file.
 
-use std::sync::Arc;
-
 use super::{BLOCK, DYNAMIC, FIXED, FREE, HEADER_LEN, Header, MAX_BLOCKS, VdiOptions};
 use crate::chunk::{CHUNK, Chunk};
 use crate::encode::{DiskInfo, Encoder, Identity, round_up};
 use crate::error::Error;
-use crate::output::{Cancel, Output};
+use crate::output::{Cancel, Output, Parts};
 use crate::table::{Order, TableWriter};
 
 // A chunk is a block.
@@ -57,7 +55,7 @@ impl Encoder for VdiEncoder {
         self.size
     }
 
-    fn write(&mut self, chunk: &Arc<Chunk>, output: &Output) -> Result<(), Error> {
+    fn write(&mut self, chunk: &Chunk, output: &Output, parts: &mut Parts) -> Result<(), Error> {
         let block = chunk.offset() / BLOCK;
         if self.fixed {
             self.place_up_to(block + 1, output)?;
@@ -68,7 +66,7 @@ impl Encoder for VdiEncoder {
         let index = if self.fixed { block } else { self.allocated - 1 };
         let place = self.data + index * BLOCK;
         for run in chunk.runs() {
-            output.write_at(chunk.bytes(run.clone()), place + run.start as u64)?;
+            parts.put(run.clone(), place + run.start as u64);
         }
         Ok(())
     }

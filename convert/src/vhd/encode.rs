@@ -3,8 +3,6 @@
 //! Every bit of an allocated block's bitmap is set, as QEMU does, so that readers which look at
 //! it and readers which do not see the same.
 
-use std::sync::Arc;
-
 use super::{
     BITMAP, BLOCK, DYNAMIC, DynamicHeader, FOOTER_LEN, FREE, Footer, HEADER_LEN, MAX_SIZE, SECTOR,
     geometry,
@@ -12,7 +10,7 @@ use super::{
 use crate::chunk::{CHUNK, Chunk};
 use crate::encode::{DiskInfo, Encoder, Identity, round_up};
 use crate::error::Error;
-use crate::output::{Cancel, Output};
+use crate::output::{Cancel, Output, Parts};
 use crate::table::{Order, TableWriter};
 
 const TABLE: u64 = (FOOTER_LEN + HEADER_LEN) as u64;
@@ -54,7 +52,7 @@ impl Encoder for VhdEncoder {
         self.size
     }
 
-    fn write(&mut self, chunk: &Arc<Chunk>, output: &Output) -> Result<(), Error> {
+    fn write(&mut self, chunk: &Chunk, output: &Output, parts: &mut Parts) -> Result<(), Error> {
         let block = chunk.offset() / BLOCK;
         let data = match self.current {
             Some((current, data)) if current == block => data,
@@ -69,7 +67,7 @@ impl Encoder for VhdEncoder {
         };
         let place = data + chunk.offset() % BLOCK;
         for run in chunk.runs() {
-            output.write_at(chunk.bytes(run.clone()), place + run.start as u64)?;
+            parts.put(run.clone(), place + run.start as u64);
         }
         Ok(())
     }

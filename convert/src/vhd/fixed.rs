@@ -2,13 +2,11 @@
 //!
 //! Azure takes only whole mebibytes, so the size is rounded up to them.
 
-use std::sync::Arc;
-
 use super::{FIXED, FOOTER_LEN, Footer, MAX_SIZE, SECTOR, geometry};
 use crate::chunk::Chunk;
 use crate::encode::{DiskInfo, Encoder, Identity, round_up};
 use crate::error::Error;
-use crate::output::{Cancel, Output};
+use crate::output::{Cancel, Output, Parts};
 
 const MIB: u64 = 1 << 20;
 
@@ -32,9 +30,9 @@ impl Encoder for FixedEncoder {
         self.size
     }
 
-    fn write(&mut self, chunk: &Arc<Chunk>, output: &Output) -> Result<(), Error> {
+    fn write(&mut self, chunk: &Chunk, _output: &Output, parts: &mut Parts) -> Result<(), Error> {
         for run in chunk.runs() {
-            output.write_at(chunk.bytes(run.clone()), chunk.offset() + run.start as u64)?;
+            parts.put(run.clone(), chunk.offset() + run.start as u64);
         }
         Ok(())
     }

@@ -1,8 +1,6 @@
 //! The VHDX encoder: dynamic, 512-byte logical and 4096-byte physical sectors, an empty log,
 //! blocks of zeroes unallocated and zero pages within a block holes of the file.
 
-use std::sync::Arc;
-
 use super::{
     BAT_REGION, FILE_PARAMETERS, FULLY_PRESENT, HEADER_LEN, HEADERS, ITEM_IS_REQUIRED,
     ITEM_IS_VIRTUAL_DISK, LOGICAL_SECTOR, MAGIC, MAX_SIZE, METADATA_REGION, MIB, PHYSICAL_SECTOR,
@@ -12,7 +10,7 @@ use super::{
 use crate::chunk::Chunk;
 use crate::encode::{DiskInfo, Encoder, Identity, round_up};
 use crate::error::Error;
-use crate::output::{Cancel, Output};
+use crate::output::{Cancel, Output, Parts};
 use crate::table::{Order, TableWriter};
 
 /// Where the regions lie: one mebibyte for the log and for the metadata, then the BAT.
@@ -125,7 +123,7 @@ impl Encoder for VhdxEncoder {
         self.size
     }
 
-    fn write(&mut self, chunk: &Arc<Chunk>, output: &Output) -> Result<(), Error> {
+    fn write(&mut self, chunk: &Chunk, output: &Output, parts: &mut Parts) -> Result<(), Error> {
         let block = chunk.offset() / self.block;
         let place = match self.current {
             Some((current, place)) if current == block => place,
@@ -142,7 +140,7 @@ impl Encoder for VhdxEncoder {
         };
         let within = chunk.offset() % self.block;
         for run in chunk.runs() {
-            output.write_at(chunk.bytes(run.clone()), place + within + run.start as u64)?;
+            parts.put(run.clone(), place + within + run.start as u64);
         }
         Ok(())
     }

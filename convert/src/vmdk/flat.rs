@@ -1,15 +1,13 @@
 //! The encoder of monolithicFlat VMDKs: a descriptor of its own, and beside it the disk as it is,
 //! zeroes as holes of the file.
 
-use std::path::PathBuf;
-use std::sync::Arc;
-
 use super::{SECTOR, VmdkOptions, descriptor};
 use crate::chunk::Chunk;
 use crate::encode::{DiskInfo, Encoder, Identity};
 use crate::error::{Error, invalid};
 use crate::export::Target;
-use crate::output::{Cancel, Output};
+use crate::output::{Cancel, Output, Parts};
+use std::path::PathBuf;
 
 /// Writes a VMDK image in two files.
 pub(crate) struct FlatEncoder {
@@ -47,11 +45,10 @@ impl Encoder for FlatEncoder {
         Some(self.path.clone())
     }
 
-    fn write(&mut self, chunk: &Arc<Chunk>, output: &Output) -> Result<(), Error> {
-        let extent = output.extent().ok_or_else(|| invalid(&self.path, "it was not created"))?;
+    fn write(&mut self, chunk: &Chunk, _output: &Output, parts: &mut Parts) -> Result<(), Error> {
         for run in chunk.runs() {
             let end = run.end.min(chunk.len().next_multiple_of(SECTOR as usize));
-            extent.write_at(chunk.bytes(run.start..end), chunk.offset() + run.start as u64)?;
+            parts.put(run.start..end, chunk.offset() + run.start as u64);
         }
         Ok(())
     }

@@ -3,8 +3,6 @@
 //! All grain tables are present from the start, as VMware makes them, one behind the other, so
 //! together they are one flat table; tables of unallocated grains are holes of the file.
 
-use std::sync::Arc;
-
 use super::{
     DESCRIPTOR, DESCRIPTOR_SECTORS, FLAG_LINE_ENDS, FLAG_REDUNDANT, GRAIN, GRAIN_SECTORS, Header,
     SECTOR, TABLE_ENTRIES, TABLE_SECTORS, VmdkOptions, descriptor,
@@ -12,7 +10,7 @@ use super::{
 use crate::chunk::{Chunk, UNIT, UNITS};
 use crate::encode::{DiskInfo, Encoder, Identity, round_up};
 use crate::error::Error;
-use crate::output::{Cancel, Output};
+use crate::output::{Cancel, Output, Parts};
 use crate::table::{Order, TableWriter};
 
 // A unit with data is a grain.
@@ -89,7 +87,7 @@ impl Encoder for SparseEncoder {
         self.header.capacity * SECTOR
     }
 
-    fn write(&mut self, chunk: &Arc<Chunk>, output: &Output) -> Result<(), Error> {
+    fn write(&mut self, chunk: &Chunk, output: &Output, parts: &mut Parts) -> Result<(), Error> {
         let first = chunk.offset() / GRAIN;
         let mut places = [0; UNITS];
         for unit in chunk.units() {
@@ -100,7 +98,7 @@ impl Encoder for SparseEncoder {
         // Grains with data that touch in the chunk touch in the file, so a run stays whole.
         for run in chunk.runs() {
             let at = places[run.start / UNIT] + (run.start % UNIT) as u64;
-            output.write_at(chunk.bytes(run), at)?;
+            parts.put(run, at);
         }
         Ok(())
     }

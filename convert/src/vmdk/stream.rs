@@ -6,15 +6,12 @@
 //! The file is written front to back but for the first grain's worth, which holds the header and
 //! the descriptor: the latter's identifiers come from the content.
 
-use std::sync::Arc;
-
 use super::{
     DESCRIPTOR, DESCRIPTOR_SECTORS, FLAG_COMPRESSED, FLAG_LINE_ENDS, FLAG_MARKERS, GRAIN,
     GRAIN_SECTORS, Header, MAX_SECTORS, SECTOR, TABLE_ENTRIES, TABLE_SECTORS, VmdkOptions,
     descriptor,
 };
-use crate::chunk::Chunk;
-use crate::compress::{Codec, Compressor};
+use crate::compress::{Codec, Packing, Packs};
 use crate::encode::{DiskInfo, Encoder, Identity, round_up};
 use crate::error::Error;
 use crate::output::{Cancel, Output};
@@ -43,7 +40,6 @@ pub(crate) struct StreamEncoder {
     options: VmdkOptions,
     header: Header,
     base: u64,
-    compressor: Compressor,
     /// Bytes not yet written; they belong at sector `place`.
     pending: Vec<u8>,
     place: u64,
@@ -93,7 +89,6 @@ impl StreamEncoder {
                 compression: 1,
             },
             base,
-            compressor: Compressor::new(Codec::Zlib(options.level), GRAIN as usize, false),
             pending: Vec::with_capacity(FLUSH + CHUNK_SLACK),
             place: overhead,
             directory: vec![0; tables as usize],
@@ -110,28 +105,6 @@ impl StreamEncoder {
     /// Returns the sector where the next thing goes.
     fn next(&self) -> u64 {
         self.place + self.pending.len() as u64 / SECTOR
-    }
-
-    /// Stores the oldest submission; returns whether there was one.
-    fn store_next(&mut self, output: &Output) -> Result<bool, Error> {
-        let Some(packed) = self.compressor.next() else { return Ok(false) };
-        let packed = packed.map_err(|error| output.failed("compress", error))?;
-        for packed in packed {
-            let table = (packed.unit / TABLE_ENTRIES) as usize;
-            if self.current != Some(table) {
-                self.finish_table();
-                self.current = Some(table);
-            }
-            self.table[(packed.unit % TABLE_ENTRIES) as usize] = self.next() as u32;
-            self.pending.extend((packed.unit * GRAIN_SECTORS).to_le_bytes());
-            self.pending.extend((packed.bytes.len() as u32).to_le_bytes());
-            self.pending.extend_from_slice(&packed.bytes);
-            self.pad();
-        }
-        if self.pending.len() >= FLUSH {
-            self.flush(output)?;
-        }
-        Ok(true)
     }
 
     fn finish_table(&mut self) {
@@ -170,10 +143,26 @@ impl Encoder for StreamEncoder {
         self.header.capacity * SECTOR
     }
 
-    fn write(&mut self, chunk: &Arc<Chunk>, output: &Output) -> Result<(), Error> {
-        self.compressor.submit(vec![Arc::clone(chunk)]);
-        while self.compressor.is_full() {
-            self.store_next(output)?;
+    fn packing(&self) -> Option<Packing> {
+        let codec = Codec::Zlib(self.options.level);
+        Some(Packing { codec, unit: GRAIN as usize, keep_plain: false })
+    }
+
+    fn write_packed(&mut self, packs: &Packs, output: &Output) -> Result<(), Error> {
+        for packed in packs.iter() {
+            let table = (packed.unit / TABLE_ENTRIES) as usize;
+            if self.current != Some(table) {
+                self.finish_table();
+                self.current = Some(table);
+            }
+            self.table[(packed.unit % TABLE_ENTRIES) as usize] = self.next() as u32;
+            self.pending.extend((packed.unit * GRAIN_SECTORS).to_le_bytes());
+            self.pending.extend((packed.bytes.len() as u32).to_le_bytes());
+            self.pending.extend_from_slice(packed.bytes);
+            self.pad();
+        }
+        if self.pending.len() >= FLUSH {
+            self.flush(output)?;
         }
         Ok(())
     }
@@ -184,7 +173,6 @@ impl Encoder for StreamEncoder {
         output: &Output,
         _cancel: Cancel<'_>,
     ) -> Result<(), Error> {
-        while self.store_next(output)? {}
         self.finish_table();
         let sectors = (self.directory.len() as u64 * 4).div_ceil(SECTOR);
         self.mark(Marker::Directory, sectors);
