@@ -70,7 +70,8 @@ fn linux_makes_its_address_and_route_and_reaches_the_world() {
     assert!(received == sent);
     let activity = world.handle.activity();
     let per_frame = activity.bytes_from_guest / activity.frames_from_guest;
-    assert!(per_frame > 3000, "no segmentation offload: {activity:#?}");
+    // Without offload no frame is longer than the MTU and its Ethernet header; the mean counts ACKs too.
+    assert!(per_frame > 1514, "no segmentation offload: {activity:#?}");
 
     drop(reader);
     world.wait_for("the flow to be removed", |activity| activity.tcp_flows == 0);
