@@ -5,7 +5,7 @@ use std::sync::OnceLock;
 use kvmbake_rig::{Output, Process, RemoteCommand};
 use serde_json::Value;
 
-use crate::project::{BINARY, LIMIT, Project};
+use crate::project::{BINARY, LIMIT, Project, unless_dropped};
 
 /// The head of the profile. Everything in it decides over the booted guest, so that profiles with this
 /// head and other steps go on from the same layer.
@@ -77,7 +77,7 @@ fn first() -> &'static First {
         project.judge("install -o builder -g builder -m 644 /images/light.qcow2 base.qcow2");
         reset(&project);
         let cache = format!("{}/cache-first", project.folder);
-        let run = run(command(&project, &cache, "run p.toml --json"), 0);
+        let run = run(|| command(&project, &cache, "run p.toml --json"));
         First { project, run }
     })
 }
@@ -97,9 +97,9 @@ fn command(project: &Project, cache: &str, arguments: &str) -> RemoteCommand<'st
     command.env("KVMBAKE_CACHE", cache).timeout(LIMIT)
 }
 
-fn run(command: RemoteCommand<'_>, status: i32) -> Run {
-    let output = command.run().unwrap().expect(status);
-    Run::new(output)
+#[track_caller]
+fn run(command: impl Fn() -> RemoteCommand<'static>) -> Run {
+    Run::new(unless_dropped(|| command().run().unwrap()).expect(0))
 }
 
 impl Five {
@@ -154,13 +154,13 @@ impl Five {
     /// Runs kvmbake; it must end with 0.
     #[track_caller]
     pub fn kvmbake(&self, arguments: &str) -> Output {
-        self.command(arguments).run().unwrap().expect(0)
+        unless_dropped(|| self.command(arguments).run().unwrap()).expect(0)
     }
 
     /// Runs `run p.toml` with more arguments; it must end with 0.
     #[track_caller]
     pub fn run(&self, arguments: &str) -> Run {
-        run(self.command(&format!("run p.toml --json {arguments}")), 0)
+        run(|| self.command(&format!("run p.toml --json {arguments}")))
     }
 
     /// Returns what a command prints in the guest as it was after a step.
