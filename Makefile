@@ -18,7 +18,7 @@ define stage
 	@start=$$(date +%s); echo "== $(1)" >&2; $(2); echo "== $(1): $$(($$(date +%s) - start)) s" >&2
 endef
 
-.PHONY: build demo test bench bench-loop bench-convert check fmt-check clippy unit guest rig setup cargo clean-rig judges fuzz
+.PHONY: build demo test bench bench-loop bench-convert bench-net check fmt-check clippy unit guest guest-long rig setup cargo clean-rig judges fuzz
 
 build: cargo ## target/release/kvmbake
 	$(CARGO) build --release
@@ -50,7 +50,11 @@ rig: setup cargo ## builds the rig and the base images, or finds them in the cac
 
 guest: rig ## the release binary on real images, in the rig
 	$(call stage,rig tests,$(CARGO) test --release --package kvmbake-rig --test l1 -- --test-threads=1)
-	$(call stage,guest tests,$(CARGO) test --release --test guest -- --test-threads=1)
+	$(call stage,guest test build,$(CARGO) test --release --test guest --no-run)
+	$(call stage,guest tests,tests/rig/guest-tests)
+
+guest-long: rig ## those of the guest tests that take too long for CI
+	$(call stage,long guest tests,$(CARGO) test --release --test guest -- --test-threads=1 --ignored)
 
 bench: rig ## against QEMU/KVM in the rig; BASE=light or debian-12, ROUNDS=3
 	$(call stage,release build,$(CARGO) build --release)
@@ -64,6 +68,10 @@ bench-loop: rig ## the layer cache in the rig: builds cold, unchanged, edited; B
 bench-convert: cargo ## kvmbake convert against qemu-img convert; ROUNDS=5, FOLDER for 12 GB
 	$(call stage,release build,$(CARGO) build --release)
 	$(call stage,benchmark,python3 tests/bench/convert.py $(TARGET)/release/kvmbake $(or $(FOLDER),$(TARGET)/bench-convert) --rounds $(or $(ROUNDS),5))
+
+bench-net: setup cargo ## the network against pasta and slirp4netns, as root; ROUNDS=3
+	$(call stage,release build,$(CARGO) build --release --package kvmbake-net --example tap)
+	$(call stage,benchmark,python3 tests/bench/net.py $(TARGET)/release/examples/tap --rounds $(or $(ROUNDS),3))
 
 setup:
 	@tests/rig/recipes/setup.sh

@@ -7,9 +7,12 @@
 //! - [`profile`]: `profile.toml`, read and validated with line and column
 //! - [`build`]: base → overlay → seed → boot → steps → seal → artifacts
 //! - [`cache`]: the layers of earlier builds, found by what made them
+//! - [`import`]: profiles made of templates of other tools
 //! - [`fetch`]: downloads over HTTP
 //! - [`report`]: all that a person sees
+//! - [`control`]: how a running build is reached from outside
 //! - [`secret`]: what nobody may see
+//! - [`terminal`]: a person in a guest
 //! - [`command`]: one file a subcommand
 
 pub mod build;
@@ -17,9 +20,12 @@ pub mod cache;
 pub mod calendar;
 pub mod checksum;
 pub mod command;
+pub mod control;
 pub mod error;
 pub mod fetch;
+pub mod import;
 pub mod profile;
 pub mod report;
 pub mod secret;
 mod sparse;
+pub mod terminal;

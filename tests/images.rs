@@ -156,8 +156,9 @@ fn wrong_options_are_wrong_usage_and_name_key_and_values() {
         misused(folder, &["convert", "-o", option, "disk.qcow2", output], parts);
     }
     misused(folder, &["convert", "-c", "disk.qcow2", "x.raw"], &["raw", "compression"]);
-    let flat = ["convert", "-c", "-o", "subformat=monolithicFlat", "disk.qcow2", "x.vmdk"];
-    misused(folder, &flat, &["monolithicFlat"]);
+    for kind in ["subformat=monolithicFlat", "subformat=monolithicSparse"] {
+        misused(folder, &["convert", "-c", "-o", kind, "disk.qcow2", "x.vmdk"], &[kind]);
+    }
 }
 
 #[test]
@@ -257,9 +258,19 @@ fn info_tells_the_chain_and_speaks_json() {
     assert_eq!(info["data"], 4 << 20);
     assert!(info["chain"][0]["file"].as_str().unwrap().ends_with("disk.qcow2"), "{info}");
     assert_eq!(info["details"]["cluster_size"], "65536");
-    tool(folder, "qemu-img bitmap --add disk.qcow2 one; qemu-img bitmap --add disk.qcow2 two");
+    tool(
+        folder,
+        "qemu-img bitmap --add disk.qcow2 one
+         qemu-img bitmap --add --disable -g 4096 disk.qcow2 two",
+    );
     let info = done(folder, &["info", "disk.qcow2"]);
-    assert!(info.lines().any(|line| line.split_whitespace().eq(["bitmaps", "2"])), "{info}");
+    let line = "2: one (granularity 65536), two (granularity 4096, disabled)";
+    assert!(
+        info.lines().any(|told| told.starts_with("bitmaps ") && told.ends_with(line)),
+        "{info}"
+    );
+    let copied = ["convert", "--bitmaps", "disk.qcow2", "x.qcow2"];
+    misused(folder, &copied, &["Persistent bitmaps are not copied"]);
 }
 
 #[test]
@@ -611,8 +622,14 @@ fn an_overlay_of_what_differs_from_a_base_is_written() {
     assert!(info.contains("backing file: bases/base.raw"), "{info}");
     refused(folder, &["convert", "diff.qcow2", "x.raw"], &["diff.qcow2", "bases/base.raw"]);
     done(folder, &["compare", "--allow-backing", "bases", "diff.qcow2", "disk.qcow2"]);
-    let packed = ["convert", "-c", "-o", options, "disk.qcow2", "x.qcow2"];
-    misused(folder, &packed, &["backing_file does not go with compression"]);
+    for compression in ["compression_type=zlib", "compression_type=zstd"] {
+        let base = ["-B", "bases/base.raw", "-F", "raw"];
+        let packed = ["convert", "-c", "-o", compression, "disk.qcow2", "small.qcow2"];
+        done(folder, &[&packed[..], &base].concat());
+        let check = tool(folder, "qemu-img check small.qcow2");
+        assert!(check.contains("100.00% compressed"), "{check}");
+        tool(folder, "qemu-img compare disk.qcow2 small.qcow2");
+    }
     let no_base = ["convert", "-o", "backing_file=none,backing_fmt=raw", "disk.qcow2", "x.qcow2"];
     refused(folder, &no_base, &["none"]);
 }

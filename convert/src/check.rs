@@ -11,10 +11,10 @@ use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
 use std::thread;
 
-use kvmbake_disk::Block;
+use kvmbake_disk::{Block, is_zero};
 
 use crate::checksum::{Algorithm, checksum};
-use crate::chunk::{Chunk, UNIT, is_zero};
+use crate::chunk::{Chunk, UNIT};
 use crate::compare::first_difference;
 use crate::error::Error;
 use crate::export::{Options, Target};

@@ -11,7 +11,7 @@
 
 use std::ops::Range;
 
-use kvmbake_disk::{Block, ErrorKind, Extent};
+use kvmbake_disk::{Block, ErrorKind, Extent, is_zero};
 
 use crate::buffer::Buffer;
 use crate::error::Error;
@@ -195,22 +195,15 @@ impl Chunk {
     }
 }
 
-/// Returns whether every byte is zero; quick to say no.
-pub(crate) fn is_zero(bytes: &[u8]) -> bool {
-    const STEP: usize = 256;
-    let mut steps = bytes.chunks_exact(STEP);
-    let mut rest_is_zero = true;
-    for step in steps.by_ref() {
-        // Folding a whole step lets the compiler use vector registers; leaving after each keeps
-        // data, where the first bytes already differ, cheap.
-        if step.iter().fold(0, |all, byte| all | byte) != 0 {
-            return false;
-        }
+/// Reads where a disk may have ended already: behind its end there are zeroes.
+pub(crate) fn read_padded(disk: &dyn Block, buf: &mut [u8], offset: u64) -> Result<(), Error> {
+    let stored = disk.len().saturating_sub(offset).min(buf.len() as u64) as usize;
+    let (stored, behind) = buf.split_at_mut(stored);
+    behind.fill(0);
+    if !stored.is_empty() {
+        disk.read_at(stored, offset)?;
     }
-    for byte in steps.remainder() {
-        rest_is_zero &= *byte == 0;
-    }
-    rest_is_zero
+    Ok(())
 }
 
 /// Walks a disk's data extents chunk by chunk.

@@ -3,8 +3,13 @@
 
 use std::io;
 use std::ops::Range;
+use std::sync::Arc;
 
-use crate::chunk::Chunk;
+use kvmbake_disk::Block;
+
+use crate::chunk::{Chunk, read_padded};
+use crate::error::Error;
+use crate::output::Output;
 
 /// How units are compressed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -21,22 +26,33 @@ pub(crate) enum Codec {
 }
 
 /// How an encoder wants its units.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Clone)]
 pub(crate) struct Packing {
     pub(crate) codec: Codec,
     /// Bytes of a unit, a power of two of at least 512.
     pub(crate) unit: usize,
     /// Whether a unit that does not shrink is handed over as it is.
     pub(crate) keep_plain: bool,
+    /// The image that the units need not be stored of where they are the same.
+    pub(crate) base: Option<Arc<dyn Block>>,
+}
+
+/// What is handed over of a unit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Form {
+    /// Its compressed bytes.
+    Packed,
+    /// Its own bytes, because those are fewer.
+    Plain,
+    /// Nothing: the base has the same.
+    Known,
 }
 
 /// A unit of the disk, packed.
 pub(crate) struct Packed<'a> {
     /// The unit's number: its offset on the disk divided by its length.
     pub(crate) unit: u64,
-    /// Whether `bytes` are compressed; otherwise they are the unit's own, because those are
-    /// fewer.
-    pub(crate) compressed: bool,
+    pub(crate) form: Form,
     pub(crate) bytes: &'a [u8],
 }
 
@@ -44,16 +60,16 @@ pub(crate) struct Packed<'a> {
 #[derive(Default)]
 pub(crate) struct Packs {
     bytes: Vec<u8>,
-    /// Number, whether compressed, and place in `bytes`.
-    units: Vec<(u64, bool, Range<usize>)>,
+    /// Number, form, and place in `bytes`.
+    units: Vec<(u64, Form, Range<usize>)>,
 }
 
 impl Packs {
     /// Returns the units.
     pub(crate) fn iter(&self) -> impl Iterator<Item = Packed<'_>> {
-        self.units.iter().map(|(unit, compressed, range)| Packed {
+        self.units.iter().map(|(unit, form, range)| Packed {
             unit: *unit,
-            compressed: *compressed,
+            form: *form,
             bytes: &self.bytes[range.clone()],
         })
     }
@@ -63,10 +79,10 @@ impl Packs {
         self.units.clear();
     }
 
-    fn add(&mut self, unit: u64, compressed: bool, bytes: &[u8]) {
+    fn add(&mut self, unit: u64, form: Form, bytes: &[u8]) {
         let start = self.bytes.len();
         self.bytes.extend_from_slice(bytes);
-        self.units.push((unit, compressed, start..self.bytes.len()));
+        self.units.push((unit, form, start..self.bytes.len()));
     }
 }
 
@@ -76,6 +92,8 @@ pub(crate) struct Packer {
     packing: Packing,
     whole: Vec<u8>,
     packed: Vec<u8>,
+    /// What the base has.
+    known: Vec<u8>,
 }
 
 enum Coder {
@@ -100,12 +118,18 @@ impl Packer {
         // Room for a unit that grows: deflate adds 5 bytes to each stored block of at least
         // 5 KiB, zstd less.
         let packed = vec![0; packing.unit + packing.unit / 64 + 1024];
-        Ok(Packer { coder, packing, whole: Vec::new(), packed })
+        let known = vec![0; if packing.base.is_some() { packing.unit } else { 0 }];
+        Ok(Packer { coder, packing, whole: Vec::new(), packed, known })
     }
 
-    /// Packs every unit of the chunks that is not zero. All chunks of a unit that is longer than a
-    /// chunk come at once, and of one such unit only.
-    pub(crate) fn pack(&mut self, chunks: &[Chunk], packs: &mut Packs) -> io::Result<()> {
+    /// Packs every unit of the chunks that is not zero, for `output`. All chunks of a unit that is
+    /// longer than a chunk come at once, and of one such unit only.
+    pub(crate) fn pack(
+        &mut self,
+        chunks: &[Chunk],
+        packs: &mut Packs,
+        output: &Output,
+    ) -> Result<(), Error> {
         packs.clear();
         let len = self.packing.unit;
         let mut whole = std::mem::take(&mut self.whole);
@@ -119,7 +143,7 @@ impl Packer {
                         chunk.copy(range, &mut whole);
                         &whole
                     });
-                    self.pack_unit(unit, bytes, packs)?;
+                    self.pack_unit(unit, bytes, packs, output)?;
                 }
             }
         }
@@ -129,18 +153,34 @@ impl Packer {
                 let at = (chunk.offset() % len as u64) as usize;
                 chunk.copy(0..chunk.capacity(), &mut whole[at..at + chunk.capacity()]);
             }
-            self.pack_unit(first.offset() / len as u64, &whole, packs)?;
+            self.pack_unit(first.offset() / len as u64, &whole, packs, output)?;
         }
         self.whole = whole;
         Ok(())
     }
 
-    fn pack_unit(&mut self, unit: u64, bytes: &[u8], packs: &mut Packs) -> io::Result<()> {
-        let len = self.coder.run(bytes, &mut self.packed)?;
+    fn pack_unit(
+        &mut self,
+        unit: u64,
+        bytes: &[u8],
+        packs: &mut Packs,
+        output: &Output,
+    ) -> Result<(), Error> {
+        if let Some(base) = &self.packing.base {
+            read_padded(base, &mut self.known, unit * bytes.len() as u64)?;
+            if self.known == bytes {
+                packs.add(unit, Form::Known, &[]);
+                return Ok(());
+            }
+        }
+        let len = self
+            .coder
+            .run(bytes, &mut self.packed)
+            .map_err(|error| output.failed("compress", error))?;
         if self.packing.keep_plain && len >= bytes.len() {
-            packs.add(unit, false, bytes);
+            packs.add(unit, Form::Plain, bytes);
         } else {
-            packs.add(unit, true, &self.packed[..len]);
+            packs.add(unit, Form::Packed, &self.packed[..len]);
         }
         Ok(())
     }
@@ -194,7 +234,7 @@ mod tests {
     }
 
     fn unpacked(codec: Codec, packed: &Packed<'_>, unit: usize) -> Vec<u8> {
-        if !packed.compressed {
+        if packed.form == Form::Plain {
             return packed.bytes.to_vec();
         }
         let mut plain = vec![0; unit];
@@ -231,13 +271,15 @@ mod tests {
         let chunks = chunks(disk.clone());
         for codec in [Codec::Zlib(6), Codec::Deflate4K(6), Codec::Zstd(3)] {
             for unit in [512, 4096, 65_536, 1 << 20, 2 << 20] {
-                let mut packer = Packer::new(Packing { codec, unit, keep_plain: true }).unwrap();
+                let packing = Packing { codec, unit, keep_plain: true, base: None };
+                let mut packer = Packer::new(packing).unwrap();
+                let output = Output::nowhere(false).unwrap();
                 let mut packs = Packs::default();
                 let span = unit.max(1 << 20) as u64;
                 let mut found = vec![0; disk.len().next_multiple_of(unit)];
                 let mut last = None;
                 for group in chunks.chunk_by(|a, b| a.offset() / span == b.offset() / span) {
-                    packer.pack(group, &mut packs).unwrap();
+                    packer.pack(group, &mut packs, &output).unwrap();
                     for packed in packs.iter() {
                         assert!(last < Some(packed.unit), "{codec:?} {unit}");
                         last = Some(packed.unit);

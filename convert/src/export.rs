@@ -315,18 +315,21 @@ fn write(
     for _ in 0..pipeline::threads() {
         let packers = packings.iter().zip(&outputs).map(|(packing, output)| {
             packing
+                .clone()
                 .map(Packer::new)
                 .transpose()
                 .map(|packer| (packer, Packs::default()))
                 .map_err(|error| output.failed("compress", error))
         });
         workers.push(Writer {
+            source,
             outputs: &outputs,
             packers: packers.collect::<Result<_, _>>()?,
             marks: marks.then(Marks::default),
             digests: options.digest.then(BlockDigests::default),
             parts: vec![vec![Parts::default(); span as usize / CHUNK]; outputs.len()],
             first: 0,
+            left: Vec::new(),
             progress,
         });
     }
@@ -361,6 +364,7 @@ struct Encoders<'a> {
 
 /// One thread of an export.
 struct Writer<'a> {
+    source: &'a dyn Block,
     outputs: &'a [&'a Output],
     /// One for each image; without a packer its data are written as they are.
     packers: Vec<(Option<Packer>, Packs)>,
@@ -368,9 +372,10 @@ struct Writer<'a> {
     digests: Option<BlockDigests>,
     /// For each image and each chunk of a piece, what goes where.
     parts: Vec<Vec<Parts>>,
-    /// The image to write to first: the threads begin at different ones, for a file is written by
-    /// one at a time.
+    /// The image to write to first where none is busy: another one for each piece.
     first: usize,
+    /// The images that still lack the piece at hand.
+    left: Vec<usize>,
     progress: &'a dyn Progress,
 }
 
@@ -388,7 +393,7 @@ impl<'a> Worker for Writer<'a> {
         }
         for ((packer, packs), output) in self.packers.iter_mut().zip(self.outputs) {
             if let Some(packer) = packer {
-                packer.pack(chunks, packs).map_err(|error| output.failed("compress", error))?;
+                packer.pack(chunks, packs, output)?;
             }
         }
         Ok(())
@@ -419,10 +424,17 @@ impl<'a> Worker for Writer<'a> {
     }
 
     fn complete(&mut self, chunks: &[Chunk]) -> Result<(), Error> {
-        let images = self.outputs.len();
-        for index in (self.first..images).chain(0..self.first) {
+        self.left.extend((self.first..self.outputs.len()).chain(0..self.first));
+        while let Some(&first) = self.left.first() {
+            // Rather to a file that no other thread writes to than waiting.
+            let free =
+                self.left.iter().enumerate().find_map(|(next, index)| {
+                    self.outputs[*index].try_turn().map(|turn| (next, turn))
+                });
+            let (next, _turn) = free.unwrap_or_else(|| (0, self.outputs[first].turn()));
+            let index = self.left.remove(next);
             for (chunk, parts) in chunks.iter().zip(&mut self.parts[index]) {
-                parts.write(chunk, self.outputs[index])?;
+                parts.write(chunk, self.outputs[index], self.source)?;
             }
         }
         self.progress.advanced(chunks.iter().map(Chunk::data_len).sum());

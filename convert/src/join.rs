@@ -1,5 +1,7 @@
 //! A disk made of parts that follow each other, as the extents of a VMDK do.
 
+use std::fs::File;
+use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -100,5 +102,11 @@ impl Block for JoinedDisk {
 
     fn is_read_only(&self) -> bool {
         true
+    }
+
+    fn share(&self, offset: u64, len: u64, file: &File, at: u64) -> io::Result<u64> {
+        let Part { start, len: part, disk } = &self.parts[self.part(offset)];
+        let len = len.min(start + part - offset);
+        disk.as_ref().map_or(Ok(0), |disk| disk.share(offset - start, len, file, at))
     }
 }

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use kvmbake_disk::block::check_range;
-use kvmbake_disk::{Block, Error, ErrorKind, Extent};
+use kvmbake_disk::{Block, Error, ErrorKind, Extent, share};
 use rustix::fs::{Mode, OFlags, SeekFrom, seek};
 
 use crate::error::{corrupt, truncated, unsupported};
@@ -119,6 +119,14 @@ impl ImageFile {
                     self.len
                 ),
             )),
+        }
+    }
+
+    /// Lets another file have bytes of this one without copying them; see [`Block::share`].
+    fn share(&self, from: u64, len: u64, file: &File, at: u64) -> io::Result<u64> {
+        match self.patches {
+            Some(_) => Ok(0),
+            None => share(&self.file, self.base + from, len, file, at),
         }
     }
 
@@ -262,6 +270,17 @@ impl<M: UnitMap> Block for MappedDisk<M> {
     fn is_read_only(&self) -> bool {
         true
     }
+
+    fn share(&self, offset: u64, len: u64, file: &File, at: u64) -> io::Result<u64> {
+        let within = offset % self.map.unit();
+        match self.map.locate(offset / self.map.unit()) {
+            Ok(Some(place)) if self.map.is_plain() => {
+                let len = len.min(self.map.unit() - within);
+                self.image.share(place + within, len, file, at)
+            }
+            _ => Ok(0),
+        }
+    }
 }
 
 /// A disk that lies as it is at the beginning of its file.
@@ -314,6 +333,10 @@ impl Block for LinearDisk {
 
     fn is_read_only(&self) -> bool {
         true
+    }
+
+    fn share(&self, offset: u64, len: u64, file: &File, at: u64) -> io::Result<u64> {
+        self.image.share(offset, len, file, at)
     }
 }
 

@@ -42,8 +42,8 @@ pub fn measure(source: &dyn Block, encoding: &Encoding) -> Result<Measure, Error
         }
         Encoding::Raw(_) => Encoding::from(Format::Raw),
         Encoding::Ova(_) => Encoding::Vmdk(VmdkOptions::default()),
-        Encoding::Vmdk(options) if options.subformat == Subformat::StreamOptimized => {
-            let subformat = Subformat::MonolithicSparse;
+        Encoding::Vmdk(options) if options.kind() == Subformat::StreamOptimized => {
+            let subformat = Some(Subformat::MonolithicSparse);
             Encoding::Vmdk(VmdkOptions { subformat, ..options.clone() })
         }
         other => other.clone(),
@@ -99,7 +99,7 @@ fn run(
             }
         }
         encoder.write(&chunk, &output, &mut parts)?;
-        parts.write(&chunk, &output)?;
+        parts.write(&chunk, &output, source)?;
         next = base + CHUNK as u64;
     }
     let identity = Identity::new(Fingerprint::default(), target);

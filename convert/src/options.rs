@@ -11,7 +11,7 @@ use crate::raw::{Packing, RawOptions};
 use crate::vdi::VdiOptions;
 use crate::vhd::VhdOptions;
 use crate::vhdx::VhdxOptions;
-use crate::vmdk::{Subformat, VmdkOptions};
+use crate::vmdk::VmdkOptions;
 
 /// A format together with how to write it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -74,13 +74,10 @@ impl Encoding {
                 options.compressed = true;
                 return Ok(());
             }
-            Encoding::Vmdk(options) if options.subformat == Subformat::MonolithicFlat => {
-                Fault::Contradicts("subformat=monolithicFlat")
-            }
-            Encoding::Vmdk(options) => {
-                options.subformat = Subformat::StreamOptimized;
-                return Ok(());
-            }
+            Encoding::Vmdk(options) => match options.compress() {
+                Ok(()) => return Ok(()),
+                Err(fault) => fault,
+            },
             Encoding::Ova(_) => return Ok(()),
             _ => Fault::Unknown(&[]),
         };
@@ -346,10 +343,19 @@ mod tests {
         packed.set("level", "12").unwrap();
         let said = packed.check().unwrap_err().to_string();
         assert_eq!(said, "The raw option level takes 1 to 9, and more only with zstd, not \"12\"");
-        let mut flat = Encoding::from(Format::Vmdk);
-        flat.set("subformat", "monolithicFlat").unwrap();
-        let error = flat.compress().unwrap_err();
-        assert!(!error.is_unknown() && error.to_string().contains("monolithicFlat"), "{error}");
+        for plain in ["monolithicFlat", "monolithicSparse"] {
+            let mut vmdk = Encoding::from(Format::Vmdk);
+            vmdk.set("subformat", plain).unwrap();
+            let error = vmdk.compress().unwrap_err();
+            assert!(!error.is_unknown() && error.to_string().contains(plain), "{error}");
+        }
+        let mut stream = Encoding::from(Format::Vmdk);
+        stream.compress().unwrap();
+        let mut named = Encoding::from(Format::Vmdk);
+        named.set("subformat", "streamOptimized").unwrap();
+        assert_eq!(named, stream);
+        named.compress().unwrap();
+        assert_eq!(named, stream);
     }
 
     #[test]

@@ -5,10 +5,10 @@ use std::fs::{File, OpenOptions};
 use std::ops::Range;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 
-use kvmbake_disk::Error as DiskError;
+use kvmbake_disk::{Block, Error as DiskError};
 
 use crate::chunk::Chunk;
 use crate::error::Error;
@@ -49,6 +49,10 @@ impl Cancel<'_> {
 /// memory back, writes of 1 MiB took up to five times the processor time of these.
 const PIECE: usize = 32 << 10;
 
+/// Shorter pieces are copied even where they could be shared: each would be an extent of its own in
+/// the file system's books.
+const LEAST_SHARED: usize = 64 << 10;
+
 /// A new file, removed on drop unless [`Output::keep`] was called.
 #[derive(Debug)]
 pub(crate) struct Output {
@@ -57,6 +61,10 @@ pub(crate) struct Output {
     /// Without it the file is only measured: `reached` grows and nothing is written.
     writes: bool,
     reached: AtomicU64,
+    /// Whether the disk's file may be one that this one can share bytes with.
+    shares: AtomicBool,
+    /// Held by the thread that writes data to it.
+    turn: Mutex<()>,
     keep: bool,
     /// The file beside it that holds the image's data.
     extent: Option<Box<Output>>,
@@ -76,6 +84,8 @@ impl Output {
             path: path.to_owned(),
             writes: true,
             reached: AtomicU64::new(0),
+            shares: AtomicBool::new(true),
+            turn: Mutex::default(),
             keep: false,
             extent: None,
         })
@@ -98,6 +108,8 @@ impl Output {
             path: path.to_owned(),
             writes: false,
             reached: AtomicU64::new(0),
+            shares: AtomicBool::new(false),
+            turn: Mutex::default(),
             keep: true,
             extent,
         })
@@ -118,6 +130,22 @@ impl Output {
         std::iter::once(self).chain(self.extent())
     }
 
+    /// Returns the turn to write much, if no other thread has it. The system lets one thread at a
+    /// time write to a file, and the others burn time where they wait for every piece.
+    pub(crate) fn try_turn(&self) -> Option<MutexGuard<'_, ()>> {
+        match self.turn.try_lock() {
+            Ok(turn) => Some(turn),
+            // It protects nothing that could be half done.
+            Err(TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()),
+            Err(TryLockError::WouldBlock) => None,
+        }
+    }
+
+    /// Waits for the turn.
+    pub(crate) fn turn(&self) -> MutexGuard<'_, ()> {
+        self.turn.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Writes all of `bytes`.
     pub(crate) fn write_at(&self, bytes: &[u8], offset: u64) -> Result<(), Error> {
         if !self.writes {
@@ -130,6 +158,23 @@ impl Output {
                 .map_err(|error| DiskError::io("write", error).on(&self.path).at(at))?;
         }
         Ok(())
+    }
+
+    /// Writes all of `bytes`, which the disk has at `from`; what the disk's file system can share is not
+    /// copied.
+    fn take(&self, source: &dyn Block, from: u64, bytes: &[u8], offset: u64) -> Result<(), Error> {
+        let mut done = 0;
+        // Behind the disk's end are zeroes, which is more than its file may say.
+        let inside = source.len().saturating_sub(from).min(bytes.len() as u64) as usize;
+        while self.shares.load(Ordering::Relaxed) && inside - done >= LEAST_SHARED {
+            let (at, left) = (done as u64, (inside - done) as u64);
+            match source.share(from + at, left, &self.file, offset + at) {
+                Ok(0) => break,
+                Ok(shared) => done += shared as usize,
+                Err(_) => self.shares.store(false, Ordering::Relaxed),
+            }
+        }
+        self.write_at(&bytes[done..], offset + done as u64)
     }
 
     /// Returns the error of making the file out of something.
@@ -194,9 +239,17 @@ impl Parts {
         self.0.push((range, place));
     }
 
-    /// Writes the parts of the chunk, and forgets them.
-    pub(crate) fn write(&mut self, chunk: &Chunk, output: &Output) -> Result<(), Error> {
+    /// Writes the parts of the chunk, which was loaded from `source`, and forgets them.
+    pub(crate) fn write(
+        &mut self,
+        chunk: &Chunk,
+        output: &Output,
+        source: &dyn Block,
+    ) -> Result<(), Error> {
         let output = output.extent().unwrap_or(output);
-        self.0.drain(..).try_for_each(|(range, place)| output.write_at(chunk.bytes(range), place))
+        self.0.drain(..).try_for_each(|(range, place)| {
+            let from = chunk.offset() + range.start as u64;
+            output.take(source, from, chunk.bytes(range), place)
+        })
     }
 }

@@ -3,7 +3,7 @@
 
 use std::sync::{Mutex, PoisonError};
 
-use kvmbake_disk::Error as DiskError;
+use kvmbake_disk::{Error as DiskError, is_zero};
 
 use crate::error::Error;
 use crate::mapped::ImageFile;
@@ -81,7 +81,7 @@ impl TableWriter {
     /// Writes the window and goes on to the next.
     fn flush(&mut self, output: &Output) -> Result<(), Error> {
         let len = ((self.entries - self.first).min(WINDOW) * ENTRY) as usize;
-        if self.fill != 0 || !crate::chunk::is_zero(&self.window[..len]) {
+        if self.fill != 0 || !is_zero(&self.window[..len]) {
             for place in &self.places {
                 output.write_at(&self.window[..len], place + self.first * ENTRY)?;
             }

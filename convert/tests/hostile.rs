@@ -4,42 +4,19 @@
 mod disks;
 
 use std::fs;
-use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::path::Path;
 
-use disks::{Random, Workshop, succeed, text};
-use kvmbake_convert::{Error, Format, OpenOptions, digest, info, open, probe};
+use disks::{Random, Workshop, damaged, read_all, succeed, text, three_places};
+use kvmbake_convert::{Error, Format, OpenOptions, info, open, probe};
 use kvmbake_disk::ErrorKind;
 
 const OWN: [Format; 3] = [Format::Vdi, Format::Vhd, Format::Vmdk];
 
 /// A small disk in the three formats whose readers are ours.
 fn images() -> Workshop {
-    let workshop = Workshop::new(3 << 20);
-    let mut random = Random::new(4);
-    for offset in [0, 1 << 20, (2 << 20) + 70_000] {
-        workshop.put(offset, &random.bytes(100_000));
-    }
+    let workshop = three_places();
     workshop.export(&OWN, "good");
     workshop
-}
-
-/// Opens and reads everything; an error must name the file.
-fn read_all(path: &Path, format: Format) -> Result<(), Error> {
-    let start = Instant::now();
-    let result =
-        open(path, &OpenOptions::with_format(format)).and_then(|disk| digest(&*disk)).map(|_| ());
-    assert!(start.elapsed() < Duration::from_secs(20), "{format}: {:?}", start.elapsed());
-    if let Err(error) = &result {
-        assert!(error.to_string().contains(text(path)), "{error}");
-    }
-    result
-}
-
-fn damaged(workshop: &Workshop, bytes: &[u8]) -> PathBuf {
-    let path = workshop.path("damaged");
-    fs::write(&path, bytes).unwrap();
-    path
 }
 
 fn good(workshop: &Workshop, format: Format) -> Vec<u8> {

@@ -4,13 +4,9 @@
 mod disks;
 
 use std::fs;
-use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
 
-use disks::{Random, Workshop, seal_vhdx, text};
-use kvmbake_convert::{
-    Encoding, Error, Format, OpenOptions, Silent, Target, digest, export, open, probe,
-};
+use disks::{Random, Workshop, damaged, read_all, seal_vhdx, three_places};
+use kvmbake_convert::{Encoding, Format, OpenOptions, Silent, Target, export, open, probe};
 
 const MIB: usize = 1 << 20;
 
@@ -28,38 +24,12 @@ fn written(workshop: &Workshop, format: Format, settings: &[(&str, &str)]) -> Ve
     bytes
 }
 
-fn disk() -> Workshop {
-    let workshop = Workshop::new(3 << 20);
-    for offset in [0, 1 << 20, (2 << 20) + 70_000] {
-        workshop.put(offset, &Random::new(4).bytes(100_000));
-    }
-    workshop
-}
-
 fn vhdx(workshop: &Workshop) -> Vec<u8> {
     written(workshop, Format::Vhdx, &[])
 }
 
 fn streamed(workshop: &Workshop) -> Vec<u8> {
     written(workshop, Format::Vmdk, &[("subformat", "streamOptimized")])
-}
-
-fn damaged(workshop: &Workshop, bytes: &[u8]) -> PathBuf {
-    let path = workshop.path("damaged");
-    fs::write(&path, bytes).unwrap();
-    path
-}
-
-/// Opens and reads everything; an error must name the file.
-fn read_all(path: &Path, format: Format) -> Result<(), Error> {
-    let start = Instant::now();
-    let result =
-        open(path, &OpenOptions::with_format(format)).and_then(|disk| digest(&*disk)).map(|_| ());
-    assert!(start.elapsed() < Duration::from_secs(20), "{format}: {:?}", start.elapsed());
-    if let Err(error) = &result {
-        assert!(error.to_string().contains(text(path)), "{error}");
-    }
-    result
 }
 
 #[track_caller]
@@ -80,7 +50,7 @@ fn patched_vhdx(good: &[u8], places: &[usize], value: &[u8]) -> Vec<u8> {
 
 #[test]
 fn vhdx_that_contradicts_itself_is_refused_by_name() {
-    let workshop = disk();
+    let workshop = three_places();
     let good = vhdx(&workshop);
     let headers = |field: usize| [(64 << 10) + field, (128 << 10) + field];
     let regions = |field: usize| [(192 << 10) + field, (256 << 10) + field];
@@ -124,7 +94,7 @@ fn vhdx_that_contradicts_itself_is_refused_by_name() {
 
 #[test]
 fn streamed_vmdk_that_contradicts_itself_is_refused_by_name() {
-    let workshop = disk();
+    let workshop = three_places();
     let good = streamed(&workshop);
     let refused = |at: usize, value: &[u8], reason: &str| {
         let mut bytes = good.clone();
@@ -156,7 +126,7 @@ fn streamed_vmdk_that_contradicts_itself_is_refused_by_name() {
 
 #[test]
 fn archives_that_contradict_themselves_are_refused_by_name() {
-    let workshop = disk();
+    let workshop = three_places();
     let good = written(&workshop, Format::Ova, &[]);
     let path = damaged(&workshop, &good);
     assert_eq!(probe(&path).unwrap(), Format::Ova);
@@ -194,7 +164,7 @@ fn archives_that_contradict_themselves_are_refused_by_name() {
 
 #[test]
 fn flipped_bytes_are_survived() {
-    let workshop = disk();
+    let workshop = three_places();
     let files = [
         (Format::Vhdx, vhdx(&workshop)),
         (Format::Vmdk, streamed(&workshop)),
@@ -231,7 +201,7 @@ fn flipped_bytes_are_survived() {
 
 #[test]
 fn sparse_giants_take_no_time() {
-    let workshop = disk();
+    let workshop = three_places();
     for (format, good) in [
         (Format::Vhdx, vhdx(&workshop)),
         (Format::Vmdk, streamed(&workshop)),
@@ -246,7 +216,7 @@ fn sparse_giants_take_no_time() {
 
 #[test]
 fn split_descriptors_that_lie_are_refused() {
-    let workshop = disk();
+    let workshop = three_places();
     let allowed = OpenOptions {
         allow_backing: vec![workshop.directory.path().to_owned()],
         ..OpenOptions::with_format(Format::Vmdk)

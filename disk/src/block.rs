@@ -15,6 +15,8 @@
 //! [`ErrorKind::OutOfRange`]: crate::ErrorKind::OutOfRange
 
 use std::fmt;
+use std::fs::File;
+use std::io;
 use std::sync::Arc;
 
 use crate::error::{Error, ErrorKind};
@@ -87,6 +89,17 @@ pub trait Block: Send + Sync {
 
     /// Returns whether writing is refused.
     fn is_read_only(&self) -> bool;
+
+    /// Lets `file` have the bytes from `offset` on at its own byte `at` without copying them, where a
+    /// host's file has them as they are. Returns how many from the front of `len`, which may be 0;
+    /// `offset` and `len` lie inside the disk. Nobody may write to that part of the disk meanwhile.
+    ///
+    /// # Errors
+    /// The host's file systems do not share bytes: there is no use in asking again.
+    fn share(&self, offset: u64, len: u64, file: &File, at: u64) -> io::Result<u64> {
+        let _ = (offset, len, file, at);
+        Ok(0)
+    }
 }
 
 impl fmt::Debug for dyn Block + '_ {
@@ -133,6 +146,10 @@ impl<B: Block + ?Sized> Block for Arc<B> {
 
     fn is_read_only(&self) -> bool {
         (**self).is_read_only()
+    }
+
+    fn share(&self, offset: u64, len: u64, file: &File, at: u64) -> io::Result<u64> {
+        (**self).share(offset, len, file, at)
     }
 }
 

@@ -3,6 +3,7 @@
 //! Discards and zeroes become holes where the file system can punch them, and holes are what
 //! `next_data` skips.
 
+use std::fs::File;
 use std::io;
 use std::path::Path;
 
@@ -10,6 +11,7 @@ use crate::block::{Block, Extent, check_range};
 use crate::error::{Error, ErrorKind};
 use crate::host_file::HostFile;
 use crate::lock::{self, Use};
+use crate::share::share;
 
 /// What is written where holes cannot be punched.
 static ZEROES: [u8; 64 * 1024] = [0; 64 * 1024];
@@ -113,5 +115,9 @@ impl Block for RawBlock {
 
     fn is_read_only(&self) -> bool {
         !self.writable
+    }
+
+    fn share(&self, offset: u64, len: u64, file: &File, at: u64) -> io::Result<u64> {
+        share(self.file.file(), offset, len, file, at)
     }
 }

@@ -8,13 +8,12 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufWriter, Write};
-use std::os::fd::BorrowedFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
-use crate::link::{DropReason, GuestOffloads, Link, MAX_FRAME, Offload, Pulled};
+use crate::link::{DropReason, GuestOffloads, Link, MAX_FRAME, Offload, Pulled, pass_on_the_rest};
 use crate::wire::checksum::Sum;
 
 /// Longest file in bytes.
@@ -180,29 +179,11 @@ impl<L: Link> Link for Captured<L> {
         self.link.deadline(now)
     }
 
-    fn wake_fd(&self) -> BorrowedFd<'_> {
-        self.link.wake_fd()
-    }
-
     fn set_guest_offloads(&mut self, accepted: GuestOffloads) {
         self.link.set_guest_offloads(accepted);
     }
 
-    fn mac(&self) -> [u8; 6] {
-        self.link.mac()
-    }
-
-    fn mtu(&self) -> u16 {
-        self.link.mtu()
-    }
-
-    fn save(&self) -> Vec<u8> {
-        self.link.save()
-    }
-
-    fn restore(&mut self, state: &[u8]) -> io::Result<()> {
-        self.link.restore(state)
-    }
+    pass_on_the_rest!();
 }
 
 #[cfg(test)]

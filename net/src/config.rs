@@ -217,11 +217,12 @@ pub struct Limits {
     pub tcp_flows: usize,
     /// TCP connections the host has not yet answered.
     pub tcp_connecting: usize,
-    /// Bytes of all TCP buffers together, before each flow gets the least it can work with.
+    /// Bytes of all TCP buffers together, before each flow gets the least it can work with, 128 KiB.
+    /// Only what of them has been used occupies memory.
     pub tcp_buffers: usize,
     /// UDP flows; the one idle for longest makes room for a new one.
     pub udp_flows: usize,
-    /// DNS queries under way.
+    /// DNS queries under way over UDP, and connections to the name server.
     pub dns_queries: usize,
     /// Echo flows to the world; the one idle for longest makes room for a new one.
     pub pings: usize,
@@ -232,7 +233,7 @@ impl Default for Limits {
         Limits {
             tcp_flows: 2048,
             tcp_connecting: 512,
-            tcp_buffers: 16 << 20,
+            tcp_buffers: 512 << 20,
             udp_flows: 512,
             dns_queries: 128,
             pings: 64,
@@ -263,6 +264,18 @@ impl NatConfig {
 
     fn mask_bits(&self) -> u32 {
         u32::MAX << (32 - u32::from(self.prefix_len.clamp(1, 32)))
+    }
+
+    /// Whether `name` is a host or domain name: letters, digits, hyphens, and underscores as services
+    /// have them, in labels of at most 63 bytes (RFC 1123, section 2.1), with or without a last dot.
+    pub fn is_name(name: &str) -> bool {
+        let is_label = |label: &str| {
+            let mut bytes = label.bytes();
+            (1..=63).contains(&label.len())
+                && bytes.all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_'))
+        };
+        let name = name.strip_suffix('.').unwrap_or(name);
+        name.len() <= 253 && name.split('.').all(is_label)
     }
 
     /// Checks that the values fit together.
@@ -321,23 +334,12 @@ impl NatConfig {
         let search = self.search.iter().flatten();
         for name in [&self.domain, &self.hostname].into_iter().flatten().chain(names).chain(search)
         {
-            if !is_name(name.trim_end_matches('.')) {
+            if !NatConfig::is_name(name) {
                 return refuse(format!("{name:?} is no host or domain name"));
             }
         }
         Ok(())
     }
-}
-
-/// Whether `name` is a host or domain name: letters, digits, hyphens, and underscores as services
-/// have them, in labels of at most 63 bytes (RFC 1123, section 2.1).
-pub(crate) fn is_name(name: &str) -> bool {
-    let is_label = |label: &str| {
-        let mut bytes = label.bytes();
-        (1..=63).contains(&label.len())
-            && bytes.all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_'))
-    };
-    name.len() <= 253 && name.split('.').all(is_label)
 }
 
 #[cfg(test)]

@@ -6,12 +6,12 @@
 //! segmentation cannot have its checksums yet and is lost in its place.
 
 use std::collections::BTreeMap;
-use std::io;
-use std::os::fd::BorrowedFd;
 use std::time::{Duration, Instant};
 
 use crate::capture::filled;
-use crate::link::{DropReason, Gso, GuestOffloads, Link, MAX_FRAME, Offload, Pulled};
+use crate::link::{
+    DropReason, Gso, GuestOffloads, Link, MAX_FRAME, Offload, Pulled, pass_on_the_rest,
+};
 
 /// Frames and bytes that are under way in one direction; what comes beyond is lost.
 const MAX_FRAMES: usize = 4096;
@@ -191,27 +191,9 @@ impl<L: Link> Link for Faulty<L> {
         due.into_iter().flatten().min()
     }
 
-    fn wake_fd(&self) -> BorrowedFd<'_> {
-        self.link.wake_fd()
-    }
-
     fn set_guest_offloads(&mut self, accepted: GuestOffloads) {
         self.link.set_guest_offloads(accepted);
     }
 
-    fn mac(&self) -> [u8; 6] {
-        self.link.mac()
-    }
-
-    fn mtu(&self) -> u16 {
-        self.link.mtu()
-    }
-
-    fn save(&self) -> Vec<u8> {
-        self.link.save()
-    }
-
-    fn restore(&mut self, state: &[u8]) -> io::Result<()> {
-        self.link.restore(state)
-    }
+    pass_on_the_rest!();
 }

@@ -192,6 +192,8 @@ impl Shared {
         if self.closed.load(Ordering::Acquire) {
             return Err(DialError::Closed);
         }
+        // The network takes dials only once the guest's driver has started it.
+        dials.retain(|waiting| !waiting.is_given_up());
         if dials.len() >= MAX_DIALS {
             return Err(DialError::Busy);
         }
@@ -239,4 +241,28 @@ impl Shared {
 /// Locks without minding a panic elsewhere: what these locks hold is whole between any two writes.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn dials_that_nobody_waits_for_take_no_room_from_others() {
+        // No driver has started the network: nothing takes the dials.
+        let (shared, handle) = Shared::new().unwrap();
+        for _ in 0..=MAX_DIALS {
+            let error = handle.dial(22, Duration::ZERO).unwrap_err();
+            assert!(matches!(error, DialError::NoAnswer { .. }), "{error}");
+        }
+        let waiting: Vec<_> = (0..MAX_DIALS)
+            .map(|_| {
+                let (ticket, waiter) = dial::pair(22);
+                shared.request(ticket).unwrap();
+                waiter
+            })
+            .collect();
+        assert_eq!(handle.dial(22, Duration::ZERO).unwrap_err(), DialError::Busy);
+        drop(waiting);
+    }
 }

@@ -21,6 +21,7 @@ mod dns;
 mod faults;
 mod handle;
 mod host;
+mod idle;
 mod inbound;
 pub mod link;
 mod names;

@@ -85,6 +85,32 @@ pub trait Link: Send {
     }
 }
 
+/// Writes the methods of [`Link`] that every wrapper passes on to the link in its field `link`.
+macro_rules! pass_on_the_rest {
+    () => {
+        fn wake_fd(&self) -> std::os::fd::BorrowedFd<'_> {
+            self.link.wake_fd()
+        }
+
+        fn mac(&self) -> [u8; 6] {
+            self.link.mac()
+        }
+
+        fn mtu(&self) -> u16 {
+            self.link.mtu()
+        }
+
+        fn save(&self) -> Vec<u8> {
+            self.link.save()
+        }
+
+        fn restore(&mut self, state: &[u8]) -> std::io::Result<()> {
+            self.link.restore(state)
+        }
+    };
+}
+pub(crate) use pass_on_the_rest;
+
 /// A frame that [`Link::pull`] has copied out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Pulled {

@@ -12,7 +12,8 @@ use crate::arp::{self, Arp};
 use crate::config::NatConfig;
 use crate::dhcp::{self, Dhcp, Outcome};
 use crate::dial::Ticket;
-use crate::dns::{Client, Dns, addresses};
+use crate::dns::judge::Judge;
+use crate::dns::{Client, Dns};
 use crate::handle::{Activity, Lease, NatHandle, Shared};
 use crate::host::poller::{BATCH, Poller, Token};
 use crate::inbound::Ports;
@@ -25,7 +26,7 @@ use crate::saved::Saved;
 use crate::tcp::{Surroundings, TcpFlows};
 use crate::timers::Micros;
 use crate::udp::{self, UdpFlows};
-use crate::watch::{self, Bytes, Ended, Protocol, Reporter};
+use crate::watch::{Protocol, Reporter};
 use crate::wire::ethernet::{self, Mac};
 use crate::wire::{icmp, ip, ipv4, ipv6, udp as udp_wire};
 
@@ -308,8 +309,15 @@ impl Nat {
         if packet.dst == IpAddr::V4(self.config.gateway) && self.ports.answer(&datagram, now) {
             return Ok(());
         }
+        let route = match self.policy.udp(packet.dst, datagram.dst_port, now) {
+            // What a name has opened goes on when the name has lapsed, as connections do.
+            Err(Refusal::Denied(Denial::Restricted)) if self.udp.is_open(packet, &datagram) => {
+                Ok(Route::Host((packet.dst, datagram.dst_port).into()))
+            }
+            route => route,
+        };
         let (poller, outbox) = (&self.poller, &mut self.outbox);
-        match self.policy.udp(packet.dst, datagram.dst_port, now) {
+        match route {
             Ok(Route::Resolver) => {
                 self.activity.dns_queries += 1;
                 let payload = datagram.payload;
@@ -339,52 +347,18 @@ impl Nat {
 
     /// Refuses a query for a name that the guest may not ask for.
     fn may_ask(&mut self, query: &[u8], client: Client) -> Result<(), DropReason> {
-        let Some(name) = addresses::question(query) else { return Ok(()) };
         let own = self.dns.own_answer(query);
-        let denial = match self.policy.ask(&name) {
-            // What is answered here carries nothing out.
-            Err(Denial::Restricted) if own.is_some() => None,
-            asked => asked.err(),
-        };
-        let Some(denial) = denial else {
-            let (name, now) = (name.into(), self.micros());
-            for address in own.into_iter().flatten() {
-                self.policy.learn_own(&name, address, now);
-            }
+        if self.dns_and_judge().1.may_ask(query, own, client) {
             return Ok(());
-        };
+        }
         self.dns.refuse(query, client, &mut self.outbox);
-        let (now, name) = (self.micros(), Some(name.into()));
-        let why = (&self.policy, denial);
-        self.reporter.denied(Protocol::Dns, client.guest.1, client.peer(), name, why, now);
         Err(DropReason::Denied)
     }
 
-    /// Passes answers of the resolvers on, as far as the outbox has room.
-    fn receive_dns(&mut self, now: Micros) {
-        let (policy, reporter) = (&mut self.policy, &mut self.reporter);
-        let mut may_pass = |answer: &[u8], client: Client| {
-            let name: Arc<str> = addresses::question(answer).unwrap_or_default().into();
-            let (guest_port, peer) = (client.guest.1, client.peer());
-            if let Err(denial) = policy.learn(&name, answer, now) {
-                let why = (&*policy, denial);
-                reporter.denied(Protocol::Dns, guest_port, peer, Some(name), why, now);
-                return false;
-            }
-            let flow = Ended {
-                protocol: Protocol::Dns,
-                inbound: false,
-                guest_port,
-                peer,
-                name: Some(name),
-                opened: now,
-                bytes: Bytes { from_guest: 0, to_guest: answer.len() as u64 },
-                outcome: watch::Outcome::Answered(answer[3] & 0x0f),
-            };
-            reporter.ended(std::iter::once(flow), now);
-            true
-        };
-        self.dns.receive(&self.poller, &mut self.outbox, now, &mut may_pass);
+    fn dns_and_judge(&mut self) -> (&mut Dns, Judge<'_>, &Poller, &mut Outbox) {
+        let now = self.micros();
+        let judge = Judge { policy: &mut self.policy, reporter: &mut self.reporter, now };
+        (&mut self.dns, judge, &self.poller, &mut self.outbox)
     }
 
     fn push_dhcp(
@@ -434,6 +408,10 @@ impl Nat {
                     Token::Wake => self.take_requests(),
                     Token::Udp(slot) => self.udp.readable(slot),
                     Token::Dns(slot) => self.dns.readable(slot),
+                    Token::DnsStream(slot) => {
+                        let (dns, mut judge, poller, _) = self.dns_and_judge();
+                        dns.advance_stream(slot, poller, &mut judge);
+                    }
                     Token::Ping(slot) => self.pings.readable(slot),
                     Token::Inbound(index) => self.take_callers(index),
                     Token::Tcp(slot) => {
@@ -527,7 +505,8 @@ impl Nat {
 
     /// Moves datagrams from the host to the outbox, as far as it has room.
     fn receive(&mut self, now: Micros) {
-        self.receive_dns(now);
+        let (dns, mut judge, poller, outbox) = self.dns_and_judge();
+        dns.receive(poller, outbox, &mut judge);
         self.receive_inbound(now);
         self.udp.receive(&mut self.outbox, now);
         self.pings.receive(&mut self.outbox, now);
@@ -545,6 +524,7 @@ impl Nat {
         let now = self.micros();
         let ended = self.tcp.ended.drain(..).chain(self.udp.ended.drain(..));
         self.reporter.ended(ended, now);
+        self.activity.dns_queries += self.dns.take_asked_in_streams();
         self.activity.tcp_flows = self.tcp.len();
         self.activity.tcp_flows_total = self.tcp.opened();
         self.activity.udp_flows = self.udp.len();
@@ -581,7 +561,8 @@ impl Link for Nat {
         self.tcp.reset_orphans(&mut self.outbox);
         let micros = self.micros();
         self.take_events();
-        self.dns.expire(&self.poller, &mut self.outbox, micros);
+        let (dns, mut judge, poller, outbox) = self.dns_and_judge();
+        dns.expire(poller, outbox, &mut judge);
         self.receive(micros);
         self.udp.expire(micros);
         self.pings.expire(micros);

@@ -6,7 +6,6 @@
 //! socket, the guest is told that its administrator forbids it. What the host learns of a
 //! destination, a hop limit that ran out included, comes back as ICMP.
 
-use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::net::IpAddr;
 use std::os::fd::AsFd;
@@ -14,11 +13,12 @@ use std::os::fd::AsFd;
 use crate::host::errors::{self, Reported};
 use crate::host::poller::{Poller, Token};
 use crate::host::socket::Socket;
+use crate::idle::IdleFlows;
 use crate::link::DropReason;
 use crate::outbox::Outbox;
 use crate::policy::{Policy, Refusal, Route};
-use crate::slab::{Slab, Slot};
-use crate::timers::{Micros, Timers};
+use crate::slab::Slot;
+use crate::timers::Micros;
 use crate::wire::icmp::{self, Quote, Unreachable};
 use crate::wire::{be16, ip, put16};
 
@@ -41,31 +41,18 @@ struct Flow {
     hops: u8,
     /// The sequence number of the last request, which an error quotes.
     sequence: u16,
-    /// Whether the flow waits in the backlog.
-    queued: bool,
 }
 
 /// The table of flows.
 #[derive(Debug)]
 pub(crate) struct Pings {
-    flows: Slab<Flow>,
-    by_key: HashMap<Key, Slot>,
-    timers: Timers,
-    backlog: VecDeque<Slot>,
-    limit: usize,
+    flows: IdleFlows<Key, Flow>,
     mtu: usize,
 }
 
 impl Pings {
     pub(crate) fn new(limit: usize, mtu: u16) -> Pings {
-        Pings {
-            flows: Slab::new(),
-            by_key: HashMap::new(),
-            timers: Timers::default(),
-            backlog: VecDeque::new(),
-            limit: limit.max(1),
-            mtu: usize::from(mtu),
-        }
+        Pings { flows: IdleFlows::new(limit), mtu: usize::from(mtu) }
     }
 
     /// Deals with an ICMP message from the guest whose checksum has been checked.
@@ -115,12 +102,11 @@ impl Pings {
     ) -> Result<(), Refused> {
         let message = packet.payload();
         let key = Key { guest: packet.src, remote: packet.dst, ident: be16(message, 4) };
-        let slot = match self.by_key.get(&key) {
-            Some(slot) => *slot,
+        let slot = match self.flows.find(&key) {
+            Some(slot) => slot,
             None => self.open(key, target, poller)?,
         };
-        let flow = self.flows.get_mut(slot).ok_or(Refused(DropReason::HostError, None))?;
-        self.timers.set(slot, Some(now + IDLE));
+        let flow = self.flows.used(slot, now + IDLE).ok_or(Refused(DropReason::HostError, None))?;
         flow.sequence = be16(message, 6);
         let hops = packet.hops();
         if hops != flow.hops && flow.socket.set_hops(target, hops).is_ok() {
@@ -140,11 +126,7 @@ impl Pings {
     }
 
     fn open(&mut self, key: Key, target: IpAddr, poller: &Poller) -> Result<Slot, Refused> {
-        if self.flows.len() >= self.limit
-            && let Some((_, oldest)) = self.timers.first()
-        {
-            self.close(oldest);
-        }
+        self.flows.make_room();
         let token = Token::Ping(self.flows.next_slot());
         let opened = Socket::connect_ping(target).and_then(|socket| {
             poller.watch(socket.as_fd(), token)?;
@@ -156,58 +138,34 @@ impl Pings {
             }
             _ => Refused(DropReason::HostError, Unreachable::from_host_error(&error)),
         })?;
-        let flow = Flow { key, socket, hops: 64, sequence: 0, queued: false };
-        let slot = self.flows.insert(flow);
-        self.by_key.insert(key, slot);
-        Ok(slot)
-    }
-
-    fn close(&mut self, slot: Slot) {
-        self.timers.set(slot, None);
-        if let Some(flow) = self.flows.remove(slot) {
-            self.by_key.remove(&flow.key);
-        }
+        let flow = Flow { key, socket, hops: 64, sequence: 0 };
+        Ok(self.flows.insert(key, flow))
     }
 
     /// Notes that a flow's socket has something to read.
     pub(crate) fn readable(&mut self, slot: Slot) {
-        if let Some(flow) = self.flows.get_mut(slot)
-            && !flow.queued
-        {
-            flow.queued = true;
-            self.backlog.push_back(slot);
-        }
+        self.flows.readable(slot);
     }
 
     /// Moves replies from the host to the outbox, as far as it has room.
     pub(crate) fn receive(&mut self, outbox: &mut Outbox, now: Micros) {
-        while let Some(&slot) = self.backlog.front() {
-            if let Some(flow) = self.flows.get_mut(slot) {
-                if !drain(flow, outbox, self.mtu) {
-                    return;
-                }
-                flow.queued = false;
-                self.timers.set(slot, Some(now + IDLE));
-            }
-            self.backlog.pop_front();
-        }
+        let mtu = self.mtu;
+        self.flows.receive(|flow| drain(flow, outbox, mtu).then(|| now + IDLE));
     }
 
     /// Whether [`receive`](Pings::receive) has left something for want of room.
     pub(crate) fn has_backlog(&self) -> bool {
-        !self.backlog.is_empty()
+        self.flows.has_backlog()
     }
 
     /// Ends the flows that have been idle for too long.
     pub(crate) fn expire(&mut self, now: Micros) {
-        while let Some(slot) = self.timers.pop_due(now) {
-            self.close(slot);
-        }
+        while self.flows.pop_idle(now).is_some() {}
     }
 
     /// Returns when the next flow may expire.
     pub(crate) fn deadline(&self) -> Option<Micros> {
-        self.timers.first().map(|(deadline, _)| deadline)
+        self.flows.deadline()
     }
 }
 

@@ -58,8 +58,6 @@ pub(crate) enum Denial {
     Rule(usize),
     /// No rule in `allow`, and the network is restricted.
     Restricted,
-    /// DNS over TCP, whose names are not read, where names decide.
-    UnreadNames,
     /// A name was answered with an address of the host's own.
     Rebinding,
 }
@@ -93,10 +91,7 @@ impl Policy {
                 return Ok(Route::Service(forward.target.clone()));
             }
         }
-        match self.udp(dst, port, now)? {
-            Route::Resolver if self.reads_names() => Err(Refusal::Denied(Denial::UnreadNames)),
-            route => Ok(route),
-        }
+        self.udp(dst, port, now)
     }
 
     /// Returns where a UDP datagram to `dst:port` leads; never to a service.
@@ -196,11 +191,6 @@ impl Policy {
         Ok(())
     }
 
-    /// Whether [`ask`](Policy::ask) refuses anything.
-    fn reads_names(&self) -> bool {
-        self.config.rules.restrict || !self.config.rules.deny.is_empty()
-    }
-
     /// Takes an answer to the guest's question for `name`.
     ///
     /// # Errors
@@ -264,7 +254,6 @@ impl Policy {
                 None => "denied by a rule".into(),
             },
             Denial::Restricted => "the network is restricted".into(),
-            Denial::UnreadNames => "DNS over TCP is not read, and rules go by names".into(),
             Denial::Rebinding => "its name was answered with an address of the host's own".into(),
         }
     }
@@ -451,15 +440,5 @@ mod tests {
         let localhost: Arc<str> = "db.localhost".into();
         assert_eq!(policy.learn(&localhost, &answer(&localhost, [127, 0, 0, 1]), 0), Ok(()));
         assert_eq!(policy.learn(&evil, &answer(&evil, [10, 1, 2, 3]), 0), Ok(()));
-    }
-
-    #[test]
-    fn dns_over_tcp_is_only_passed_where_no_rule_goes_by_names() {
-        let tcp = |policy: &Policy| policy.tcp(Ipv4Addr::new(10, 0, 2, 3).into(), 53, 0).err();
-        assert!(tcp(&policy(|_| {})).is_none());
-        for rules in [rules(true, &[], &[]), rules(false, &[], &["a.test"])] {
-            let refusal = tcp(&policy(|config| config.rules = rules));
-            assert_eq!(refusal, Some(Refusal::Denied(Denial::UnreadNames)));
-        }
     }
 }

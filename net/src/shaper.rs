@@ -3,11 +3,11 @@
 //! close.
 
 use std::collections::VecDeque;
-use std::io;
-use std::os::fd::BorrowedFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use crate::link::{DropReason, GuestOffloads, Link, Offload, Pulled};
+use crate::link::{DropReason, GuestOffloads, Link, Offload, Pulled, pass_on_the_rest};
 
 /// How much of a second's bytes may pass at once, and wait, as a divisor.
 const BURST: u64 = 20;
@@ -29,6 +29,8 @@ pub struct Shaped<L> {
     queued: u64,
     /// Whether the guest was refused a frame since the last poll.
     blocked: bool,
+    /// Frames of the guest's that the queue had no room for.
+    dropped: Arc<AtomicU64>,
 }
 
 /// Tokens are bytes. A frame passes while there are any, and may leave a debt.
@@ -86,7 +88,13 @@ impl<L: Link> Shaped<L> {
         let rate = rate.clamp(1, 1 << 40);
         let bucket = || Bucket { rate, tokens: 0, filled: None };
         let queue = VecDeque::new();
-        Shaped { link, up: bucket(), down: bucket(), queue, queued: 0, blocked: false }
+        let (up, down, dropped) = (bucket(), bucket(), Arc::default());
+        Shaped { link, up, down, queue, queued: 0, blocked: false, dropped }
+    }
+
+    /// Has the frames that the queue has no room for counted in `dropped`.
+    pub fn counting(self, dropped: Arc<AtomicU64>) -> Shaped<L> {
+        Shaped { dropped, ..self }
     }
 
     fn max_queue(&self) -> u64 {
@@ -102,6 +110,7 @@ impl<L: Link> Link for Shaped<L> {
         }
         let len = frame.len() as u64;
         if self.queued + len > self.max_queue() || self.queue.len() >= MAX_FRAMES {
+            self.dropped.fetch_add(1, Ordering::Relaxed);
             return Err(DropReason::NoRoom);
         }
         self.queued += len;
@@ -145,10 +154,6 @@ impl<L: Link> Link for Shaped<L> {
         [self.link.deadline(now), up, down].into_iter().flatten().min()
     }
 
-    fn wake_fd(&self) -> BorrowedFd<'_> {
-        self.link.wake_fd()
-    }
-
     fn set_guest_offloads(&mut self, accepted: GuestOffloads) {
         if accepted == GuestOffloads::default() {
             self.queue.clear();
@@ -157,27 +162,14 @@ impl<L: Link> Link for Shaped<L> {
         self.link.set_guest_offloads(accepted);
     }
 
-    fn mac(&self) -> [u8; 6] {
-        self.link.mac()
-    }
-
-    fn mtu(&self) -> u16 {
-        self.link.mtu()
-    }
-
-    fn save(&self) -> Vec<u8> {
-        self.link.save()
-    }
-
-    fn restore(&mut self, state: &[u8]) -> io::Result<()> {
-        self.link.restore(state)
-    }
+    pass_on_the_rest!();
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::fd::AsFd;
+    use std::io;
+    use std::os::fd::{AsFd, BorrowedFd};
 
     /// A link that takes everything and always has a frame of 1000 bytes.
     struct Endless(io::PipeReader, u64);
@@ -216,7 +208,9 @@ mod tests {
     #[test]
     fn both_directions_keep_their_rate_and_deadlines_come_when_there_is_room_again() {
         let endless = Endless(io::pipe().unwrap().0, 0);
-        let mut shaped = Shaped::new(endless, 100_000);
+        let dropped = Arc::default();
+        let mut shaped = Shaped::new(endless, 100_000).counting(Arc::clone(&dropped));
+        let mut refused = 0;
         let start = Instant::now();
         let (mut now, mut pulled, mut pushed) = (start, 0u64, 0u64);
         let mut polls = 0;
@@ -226,6 +220,7 @@ mod tests {
             while shaped.push(&[0; 1000], Offload::default()).is_ok() {
                 pushed += 1000;
             }
+            refused += 1;
             while let Some(frame) = shaped.pull(&mut [0; 1000]) {
                 pulled += frame.len as u64;
             }
@@ -239,6 +234,7 @@ mod tests {
         }
         assert_eq!(pushed - shaped.link.1, shaped.queued);
         assert!(shaped.queued <= LEAST_QUEUE);
+        assert_eq!(dropped.load(Ordering::Relaxed), refused);
         assert!(polls < 5000, "{polls} polls");
     }
 }

@@ -3,7 +3,6 @@
 //! A flow ends when nothing has passed for a while, or when the table is full and it is the one idle
 //! for longest. What the host learns of a destination by ICMP comes back to the guest as ICMP.
 
-use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsFd;
@@ -12,11 +11,12 @@ use std::sync::Arc;
 use crate::host::errors::{self, Reported};
 use crate::host::poller::{Poller, Token};
 use crate::host::socket::Socket;
+use crate::idle::IdleFlows;
 use crate::link::DropReason;
 use crate::outbox::Outbox;
 use crate::policy::DNS_PORT;
-use crate::slab::{Slab, Slot};
-use crate::timers::{Micros, Timers};
+use crate::slab::Slot;
+use crate::timers::Micros;
 use crate::watch::{Bytes, Ended, Outcome, Protocol};
 use crate::wire::{icmp, ip, udp};
 
@@ -32,14 +32,18 @@ struct Key {
     remote: (IpAddr, u16),
 }
 
+impl Key {
+    fn of(packet: &ip::Packet<'_>, datagram: &udp::Datagram<'_>) -> Key {
+        Key { guest: (packet.src, datagram.src_port), remote: (packet.dst, datagram.dst_port) }
+    }
+}
+
 #[derive(Debug)]
 struct Flow {
     key: Key,
     socket: Socket,
     /// Whether the host must not fragment the guest's datagrams either.
     whole: bool,
-    /// Whether the flow waits in the backlog.
-    queued: bool,
     /// The name that the guest had looked the destination up by.
     name: Option<Arc<str>>,
     opened: Micros,
@@ -66,12 +70,7 @@ impl Flow {
 /// The table of flows.
 #[derive(Debug)]
 pub(crate) struct UdpFlows {
-    flows: Slab<Flow>,
-    by_key: HashMap<Key, Slot>,
-    timers: Timers,
-    /// Flows whose sockets may hold datagrams for the guest.
-    backlog: VecDeque<Slot>,
-    limit: usize,
+    flows: IdleFlows<Key, Flow>,
     mtu: usize,
     /// Flows that have ended and are yet to be told.
     pub(crate) ended: Vec<Ended>,
@@ -79,19 +78,16 @@ pub(crate) struct UdpFlows {
 
 impl UdpFlows {
     pub(crate) fn new(limit: usize, mtu: u16) -> UdpFlows {
-        UdpFlows {
-            flows: Slab::new(),
-            by_key: HashMap::new(),
-            timers: Timers::default(),
-            backlog: VecDeque::new(),
-            limit: limit.max(1),
-            mtu: usize::from(mtu),
-            ended: Vec::new(),
-        }
+        UdpFlows { flows: IdleFlows::new(limit), mtu: usize::from(mtu), ended: Vec::new() }
     }
 
     pub(crate) fn len(&self) -> usize {
         self.flows.len()
+    }
+
+    /// Whether a datagram belongs to a flow that is open.
+    pub(crate) fn is_open(&self, packet: &ip::Packet<'_>, datagram: &udp::Datagram<'_>) -> bool {
+        self.flows.find(&Key::of(packet, datagram)).is_some()
     }
 
     /// Sends a datagram of the guest's on to `target`.
@@ -106,15 +102,13 @@ impl UdpFlows {
         outbox: &mut Outbox,
         now: Micros,
     ) -> Result<(), DropReason> {
-        let key =
-            Key { guest: (packet.src, datagram.src_port), remote: (packet.dst, datagram.dst_port) };
-        let opened = match self.by_key.get(&key) {
-            Some(slot) => Ok(*slot),
+        let key = Key::of(packet, datagram);
+        let opened = match self.flows.find(&key) {
+            Some(slot) => Ok(slot),
             None => self.open(key, target, name, poller, now),
         };
         let sent = opened.and_then(|slot| {
-            let flow = self.flows.get_mut(slot).ok_or(io::ErrorKind::NotFound)?;
-            self.timers.set(slot, Some(now + idle(&key)));
+            let flow = self.flows.used(slot, now + idle(&key)).ok_or(io::ErrorKind::NotFound)?;
             let whole = packet.forbids_fragments();
             if whole != flow.whole && flow.socket.forbid_fragments(target.ip(), whole).is_ok() {
                 flow.whole = whole;
@@ -150,72 +144,47 @@ impl UdpFlows {
         poller: &Poller,
         now: Micros,
     ) -> io::Result<Slot> {
-        if self.flows.len() >= self.limit
-            && let Some((_, oldest)) = self.timers.first()
-        {
-            self.close(oldest);
+        if let Some(oldest) = self.flows.make_room() {
+            self.ended.push(oldest.ended(Outcome::Closed));
         }
         let socket = Socket::connect_udp(target)?;
         poller.watch(socket.as_fd(), Token::Udp(self.flows.next_slot()))?;
         let (bytes, opened) = (Bytes::default(), now);
-        let flow = Flow { key, socket, whole: false, queued: false, name, opened, bytes };
-        let slot = self.flows.insert(flow);
-        self.by_key.insert(key, slot);
-        Ok(slot)
-    }
-
-    fn close(&mut self, slot: Slot) {
-        self.timers.set(slot, None);
-        if let Some(flow) = self.flows.remove(slot) {
-            self.by_key.remove(&flow.key);
-            self.ended.push(flow.ended(Outcome::Closed));
-        }
+        let flow = Flow { key, socket, whole: false, name, opened, bytes };
+        Ok(self.flows.insert(key, flow))
     }
 
     /// Returns what there is to tell of the flows that are open.
     pub(crate) fn open_flows(&self) -> Vec<Ended> {
-        self.flows.iter().map(|(_, flow)| flow.ended(Outcome::Open)).collect()
+        self.flows.iter().map(|flow| flow.ended(Outcome::Open)).collect()
     }
 
     /// Notes that a flow's socket has something to read.
     pub(crate) fn readable(&mut self, slot: Slot) {
-        if let Some(flow) = self.flows.get_mut(slot)
-            && !flow.queued
-        {
-            flow.queued = true;
-            self.backlog.push_back(slot);
-        }
+        self.flows.readable(slot);
     }
 
     /// Moves datagrams from the host to the outbox, as far as it has room.
     pub(crate) fn receive(&mut self, outbox: &mut Outbox, now: Micros) {
-        while let Some(&slot) = self.backlog.front() {
-            if let Some(flow) = self.flows.get_mut(slot) {
-                if !drain(flow, outbox, self.mtu) {
-                    return;
-                }
-                flow.queued = false;
-                self.timers.set(slot, Some(now + idle(&flow.key)));
-            }
-            self.backlog.pop_front();
-        }
+        let mtu = self.mtu;
+        self.flows.receive(|flow| drain(flow, outbox, mtu).then(|| now + idle(&flow.key)));
     }
 
     /// Whether [`receive`](UdpFlows::receive) has left something for want of room.
     pub(crate) fn has_backlog(&self) -> bool {
-        !self.backlog.is_empty()
+        self.flows.has_backlog()
     }
 
     /// Ends the flows that have been idle for too long.
     pub(crate) fn expire(&mut self, now: Micros) {
-        while let Some(slot) = self.timers.pop_due(now) {
-            self.close(slot);
+        while let Some(flow) = self.flows.pop_idle(now) {
+            self.ended.push(flow.ended(Outcome::Closed));
         }
     }
 
     /// Returns when the next flow may expire.
     pub(crate) fn deadline(&self) -> Option<Micros> {
-        self.timers.first().map(|(deadline, _)| deadline)
+        self.flows.deadline()
     }
 }
 

@@ -33,6 +33,19 @@ pub enum Privilege {
     User(String),
 }
 
+impl Privilege {
+    /// Root's with `sudo`, the login's own without.
+    pub fn with_sudo(sudo: bool) -> Privilege {
+        if sudo { Privilege::Root } else { Privilege::Login }
+    }
+}
+
+/// Returns `text` as one word of a shell, whatever is in it: in single quotes, with those inside it taken out. There is
+/// no way to write a zero byte.
+pub fn shell_word(text: &str) -> String {
+    format!("'{}'", text.replace('\'', "'\\''"))
+}
+
 /// One command. `stdin` is empty unless given; the environment goes through a file, never through an argument that
 /// `ps`, sudo's log or an audit trail would show.
 #[derive(Clone)]

@@ -10,9 +10,11 @@
 //! their order, [`seal`] at the end.
 #![forbid(unsafe_code)]
 
+pub mod assertion;
 pub mod clock;
 pub mod command;
 pub mod eth0;
+pub mod glob;
 pub mod http;
 pub mod key;
 pub mod output;
@@ -20,12 +22,13 @@ pub mod reseed;
 pub mod seal;
 pub mod seed;
 pub mod session;
+pub mod sftp;
 pub mod step;
 pub mod sync;
 pub mod terminal;
 pub mod wait;
 
-pub use command::{Command, ExitStatus, Privilege, Program};
+pub use command::{Command, ExitStatus, Privilege, Program, shell_word};
 pub use key::BuildKey;
 pub use output::{Output, Stream};
 pub use reseed::{Reseeded, reseed};

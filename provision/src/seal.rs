@@ -1,4 +1,4 @@
-//! The end of a build in the guest: our key taken out, everything written, the power off.
+//! The end of a build in the guest: our key taken out, what steps left for the end, everything written, the power off.
 //!
 //! The key's line goes from the `authorized_keys` of every account (and from where sshd and dropbear keep such files
 //! centrally); other lines stay, and a file that held nothing else is deleted. cloud-init keeps the seed below
@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use crate::command::{Command, ExitStatus, Privilege};
 use crate::key::BuildKey;
+use crate::output::{Output, Stream, Tail};
 use crate::session::{Session, SessionError};
 
 /// Why the guest could not be sealed.
@@ -63,18 +64,51 @@ impl KeyRemoval {
     }
 }
 
-/// Takes the key out, writes everything to disk and asks the guest to power off. The machine's S5 tells when it has.
+/// A script that a step left for the end.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Last {
+    /// What it does, for messages.
+    pub what: &'static str,
+    /// The script, for root and `/bin/sh`.
+    pub script: String,
+}
+
+/// Runs what a step left for the end, at most for `limit`; `output` gets what it prints.
 ///
 /// # Errors
-/// When the key could not be taken out everywhere, or the guest refuses to power off; the power button may still work.
-pub async fn seal(
+/// It failed, or the guest cannot be asked.
+pub async fn run_last(
     session: &Session,
-    key: &BuildKey,
+    last: &Last,
     limit: Duration,
-) -> Result<KeyRemoval, SealError> {
-    let removal = remove_key(session, key, limit).await?;
-    power_off(session).await?;
-    Ok(removal)
+    output: &mut dyn Output,
+) -> Result<(), SealError> {
+    let what = last.what;
+    let command = Command::script("seal", last.script.as_str());
+    let command = command.with_privilege(Privilege::Root).with_timeout(limit);
+    let mut kept = Kept { output, tail: Tail::new(1) };
+    let status = session
+        .run(&command, &mut kept)
+        .await
+        .map_err(|source| SealError::Session { what, source })?;
+    if status.success() {
+        return Ok(());
+    }
+    let message = kept.tail.into_lines().pop().map_or_else(String::new, |line| line.text);
+    Err(SealError::Failed { what, status, message })
+}
+
+/// Hands output on, and keeps the last line for an error.
+struct Kept<'o> {
+    output: &'o mut dyn Output,
+    tail: Tail,
+}
+
+impl Output for Kept<'_> {
+    fn write(&mut self, stream: Stream, bytes: &[u8]) {
+        self.tail.write(stream, bytes);
+        self.output.write(stream, bytes);
+    }
 }
 
 /// Takes the key out of the guest and writes everything to disk (`sync`), at most for `limit`.
@@ -123,16 +157,18 @@ async fn clean(
     if left.is_empty() { Ok(removal) } else { Err(SealError::KeyLeft { files: left }) }
 }
 
-/// Asks the guest to power off. That the connection breaks meanwhile is what is hoped for.
+/// Asks the guest to power off, and removes `user` before it does. That the connection breaks meanwhile is what is hoped
+/// for.
 ///
 /// # Errors
-/// When the guest knows no way to power off, or cannot be asked.
-pub async fn power_off(session: &Session) -> Result<(), SealError> {
+/// When the user cannot be removed, the guest knows no way to power off, or cannot be asked.
+pub async fn power_off(session: &Session, user: Option<&str>) -> Result<(), SealError> {
     let what = "Powering off";
+    let removal = user.map_or_else(String::new, removal_of_user);
     let words = "PATH=$PATH:/usr/sbin:/sbin\n\
                  if [ -d /run/systemd/system ]; then systemctl poweroff && exit 0; fi\n\
                  poweroff || shutdown -h now || halt -p\n";
-    let command = Command::script("poweroff", words);
+    let command = Command::script("poweroff", removal + words);
     let command = command.with_privilege(Privilege::Root).with_timeout(Duration::from_secs(60));
     match session.capture(&command).await {
         Ok(captured) => match captured.status {
@@ -146,6 +182,11 @@ pub async fn power_off(session: &Session) -> Result<(), SealError> {
         Err(error) if error.is_disconnect() => Ok(()),
         Err(source) => Err(SealError::Session { what, source }),
     }
+}
+
+/// `user` is known to be the name of one.
+fn removal_of_user(user: &str) -> String {
+    include_str!("remove_user.sh").replace("@USER@", user)
 }
 
 fn removal_script(blob: &str) -> String {
@@ -269,5 +310,73 @@ mod tests {
         assert_eq!(removal.deleted, [file.display().to_string()]);
         let again = in_folder(&root, &sshd.key.public_blob());
         assert!(clean(&session, again, Duration::from_secs(60)).await.expect("done").is_empty());
+    }
+
+    #[test]
+    fn a_user_is_removed_with_its_rules_and_other_rules_stay() {
+        for (shell, program) in
+            [("/bin/dash", "userdel"), ("/bin/bash", "userdel"), ("/bin/busybox sh", "deluser")]
+        {
+            let folder = tempfile::tempdir().expect("folder");
+            let root = folder.path();
+            let passwd =
+                write(root, "etc/passwd", "root:x:0:0::/root:/bin/sh\nbuild:x:1:1::/h:/bin/sh\n");
+            write(root, "etc/passwd-", "build:x:1:1::/h:/bin/sh\n");
+            let own = write(root, "etc/sudoers.d/90-build", "# by hand\n\nbuild ALL=(ALL) ALL\n");
+            let shared =
+                write(root, "etc/sudoers.d/a", "build ALL=(ALL) ALL\nbuilder ALL=(ALL) ALL\n");
+            let log = root.join("log");
+            let body = format!(
+                "echo \"$*\" >>{0}; sed -i '/^build:/d' {1}",
+                log.display(),
+                passwd.display()
+            );
+            let tools = crate::session::sshd::scripts(&[(program, &body)]);
+            for name in ["grep", "rm", "sed"] {
+                let path = ["/usr/bin", "/bin"].map(|folder| format!("{folder}/{name}"));
+                let path = path.iter().find(|path| Path::new(path).exists()).expect(name);
+                std::os::unix::fs::symlink(path, tools.path().join(name)).expect("link");
+            }
+            let run = |script: String| {
+                let script = script
+                    .replace("/etc/", &format!("{}/etc/", root.display()))
+                    .replace("$PATH:/usr/sbin:/sbin", &tools.path().display().to_string());
+                let words: Vec<&str> = shell.split(' ').collect();
+                let mut command = std::process::Command::new(words[0]);
+                command.args(&words[1..]).args(["-c", &script]).output().expect("shell")
+            };
+            let output = run(removal_of_user("build") + "echo on");
+            assert_eq!(String::from_utf8_lossy(&output.stdout), "on\n", "{output:?}");
+            assert_eq!(fs::read_to_string(&log).expect("log").lines().count(), 1);
+            assert!(!own.exists() && !root.join("etc/passwd-").exists());
+            assert_eq!(fs::read_to_string(shared).expect("rules"), "builder ALL=(ALL) ALL\n");
+            // Nobody of that name is nothing to do; one who stays is no reason to power off.
+            assert_eq!(
+                String::from_utf8_lossy(&run(removal_of_user("build") + "echo on").stdout),
+                "on\n"
+            );
+            fs::write(&passwd, "build:x:1:1::/h:/bin/sh\n").expect("write");
+            fs::remove_file(tools.path().join(program)).expect("remove");
+            let output = run(removal_of_user("build") + "echo on");
+            assert!(output.stdout.is_empty() && !output.status.success());
+        }
+    }
+
+    #[tokio::test]
+    async fn what_steps_left_is_told_and_its_failure_named() {
+        let sshd = Sshd::with("");
+        let (session, _server) = sshd.session().await;
+        // The login of the test is root already, or has no sudo: both are told.
+        let last =
+            Last { what: "sysprep", script: "echo logs: 2 files; echo why >&2; exit 3".into() };
+        let mut output = Vec::new();
+        match run_last(&session, &last, Duration::from_secs(60), &mut output).await {
+            Err(SealError::Failed { what, message, .. }) => {
+                assert_eq!((what, message.as_str()), ("sysprep", "why"));
+                assert!(String::from_utf8_lossy(&output).contains("logs: 2 files\n"));
+            }
+            Err(SealError::Session { source: SessionError::SudoRefused { .. }, .. }) => {}
+            other => panic!("{other:?}"),
+        }
     }
 }

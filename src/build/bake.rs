@@ -5,33 +5,33 @@
 //! Of several builds that want the same layer one makes it, and the others wait for it. A build holds
 //! the right to one layer at a time, in the order of positions, so no two wait for each other.
 
-use std::fs;
+use std::fs::{self, File};
+use std::io::ErrorKind;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::SystemTime;
 
 use kvmbake_disk::{Block, MemoryBlock};
-use kvmbake_provision::clock::{self, ClockSet};
 use kvmbake_provision::key::BuildKey;
-use kvmbake_provision::{Privilege, Reseeded};
 use kvmbake_vmm::memory::SavedMemory;
 
 use super::cancel::Cancel;
-use super::chain::{Chain, NOTES, Notes, Suspended};
+use super::chain::{Chain, NOTES, Notes};
 use super::console::Console;
-use super::disk::GuestDisk;
-use super::guest::{Guest, Setup};
+use super::control::Control;
+use super::guest::Guest;
+use super::hold::{Failed, Hold, Stopped, Waiting};
 use super::layers::{self, Layers};
 use super::network::Network;
 use super::outlook::Outlook;
 use super::plan::Plan;
 use super::position::Position;
 use super::stage::Stages;
-use super::{seal, step};
+use super::step::transfer::DOWNLOADS;
+use super::{breakpoint, seal, step};
 use crate::cache::{
     Begun, Building, CacheError, DISK, Layer, LayerId, Meta, Parent, Publishing, Recipe,
 };
-use crate::error::{Blame, Error};
+use crate::error::Error;
 use crate::profile::units::Elapsed;
 use crate::report::{Event, Report, Stage};
 
@@ -51,8 +51,14 @@ pub struct Bake<'b> {
     pub network: Arc<Network>,
     /// The seed disk.
     pub seed: Option<Arc<MemoryBlock>>,
+    /// Whether to stop at the profile's breakpoints.
+    pub breakpoints: bool,
     /// Where news go.
     pub report: Arc<dyn Report>,
+    /// What others may know of the build.
+    pub control: Control,
+    /// What a person may do after a failure; none where nobody is asked.
+    pub hold: Option<Hold>,
     /// Whether to stop.
     pub cancel: Cancel,
 }
@@ -80,11 +86,11 @@ impl Reached {
 }
 
 /// A build on its way.
-struct Walk {
-    chain: Chain,
+pub(super) struct Walk {
+    pub(super) chain: Chain,
     guest: Option<Guest>,
     /// What the cache holds of the guest's memory, and the layer that holds the last of it.
-    memory: Option<(SavedMemory, Option<LayerId>)>,
+    pub(super) memory: Option<(SavedMemory, Option<LayerId>)>,
     /// The last layer, still being published.
     pending: Option<Publishing>,
     /// The layers made so far.
@@ -119,8 +125,8 @@ impl Bake<'_> {
     /// Goes as far as the last position of `outlook`.
     ///
     /// # Errors
-    /// Whatever ended the build.
-    pub async fn run(&self, outlook: &Outlook) -> Result<Reached, Error> {
+    /// Whatever ended the build; or that it is to begin anew, with another plan.
+    pub async fn run(&self, outlook: &Outlook) -> Result<Reached, Stopped> {
         let chain = Chain::new(Arc::clone(&self.plan.base));
         let mut walk = Walk::new(chain, self.layers.is_some());
         match self.walk(&mut walk, outlook).await {
@@ -143,13 +149,14 @@ impl Bake<'_> {
         }
     }
 
-    async fn walk(&self, walk: &mut Walk, outlook: &Outlook) -> Result<(), Error> {
+    async fn walk(&self, walk: &mut Walk, outlook: &Outlook) -> Result<(), Stopped> {
         let mut rest = outlook.entries.as_slice();
         for (_, layer) in outlook.cached() {
             walk.chain.push(layer.clone())?;
             rest = &rest[1..];
         }
         for entry in rest {
+            self.stop_before(walk, entry.position).await?;
             let building = match &entry.recipe {
                 Some(recipe) => self.turn(walk, entry.position, recipe).await?,
                 None => {
@@ -164,6 +171,23 @@ impl Bake<'_> {
         Ok(())
     }
 
+    /// Stops at the breakpoints before `position`. What a person does there is in no recipe, so nothing
+    /// that follows is kept.
+    async fn stop_before(&self, walk: &mut Walk, position: Position) -> Result<(), Error> {
+        for stop in breakpoint::before(&self.plan.profile, position).filter(|_| self.breakpoints) {
+            let guest = self.guest_for(walk, position).await;
+            let mut guest = guest.map_err(|failed| failed.error)?;
+            guest.connect().await?;
+            breakpoint::stop(&guest, stop, position).await?;
+            walk.guest = Some(guest);
+            if walk.keeping {
+                walk.keeping = false;
+                self.note(Stage::Cache, "layers that follow a breakpoint are not kept");
+            }
+        }
+        Ok(())
+    }
+
     /// Returns the guest of what was reached; a new one, when none runs.
     ///
     /// # Errors
@@ -172,8 +196,17 @@ impl Bake<'_> {
         if let Some(guest) = reached.guest.take() {
             return Ok(guest);
         }
-        let mut walk = Walk::new(reached.chain, false);
-        self.start(&mut walk, Position::Sealed).await
+        self.guest_on(reached.chain).await
+    }
+
+    /// Starts a guest on what stands there.
+    ///
+    /// # Errors
+    /// It could not be started.
+    pub async fn guest_on(&self, chain: Chain) -> Result<Guest, Error> {
+        let mut walk = Walk::new(chain, false);
+        let started = self.start(&mut walk, Position::Sealed).await;
+        started.map_err(|failed| failed.error)
     }
 
     /// Finds out whether `position` is to be made here.
@@ -226,39 +259,123 @@ impl Bake<'_> {
         position: Position,
         title: &str,
         building: Option<Building>,
-    ) -> Result<(), Error> {
-        let stages = Stages::new(self.report.as_ref());
-        let mut guest = match walk.guest.take() {
-            Some(guest) => guest,
-            None => self.start(walk, position).await?,
-        };
+    ) -> Result<(), Stopped> {
         let mut notes = Notes::default();
+        let mut guest = match self.ready(walk, position, &mut notes).await {
+            Ok(guest) => guest,
+            Err(failed) => return Err(self.hold(position, title, building, failed).await),
+        };
         match position {
-            Position::Boot => {
-                step::wait_for_cloud_init(&mut guest, &stages, self.plan.profile.ssh.timeout)
-                    .await?;
-                if self.plan.profile.seed.eth0_names {
-                    step::keep_eth0(&mut guest, &stages).await?;
-                }
-                notes.kernel = guest.kernel.clone();
-                walk.chain.kernel = guest.kernel.clone();
-            }
-            Position::Step(number) => {
-                let Some(definition) = self.plan.profile.steps.get(number - 1) else {
-                    return Ok(());
-                };
-                let report = Arc::clone(&self.report);
-                let done = step::run(&mut guest, &stages, number, definition, report).await?;
-                walk.chain.steps.push(done.clone());
-                notes.step = Some(done);
-            }
-            Position::Sealed => return self.seal(walk, guest, title, building).await,
+            Position::Boot => {}
+            Position::Step(number) => self.take_downloads(walk, number, building.as_ref())?,
+            Position::Sealed => return Ok(self.seal(walk, guest, title, building).await?),
         }
         if let Some(building) = building {
             self.keep(walk, &mut guest, position, title, building, notes).await?;
         }
         walk.guest = Some(guest);
         Ok(())
+    }
+
+    /// Takes what a step downloaded into its layer, and into the chain.
+    fn take_downloads(
+        &self,
+        walk: &mut Walk,
+        number: usize,
+        building: Option<&Building>,
+    ) -> Result<(), Error> {
+        let path = self.scratch.join(DOWNLOADS);
+        let pack = match File::open(&path) {
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+            opened => opened.and_then(|pack| {
+                match building {
+                    Some(building) => fs::rename(&path, building.path(DOWNLOADS))?,
+                    None => fs::remove_file(&path)?,
+                }
+                Ok(pack)
+            }),
+        };
+        let failed = |error| Error::input("Cannot keep what was downloaded").because(&error);
+        walk.chain.downloads.push((number, Arc::new(pack.map_err(failed)?)));
+        Ok(())
+    }
+
+    /// Returns a guest that is as it is to be at `position`, and notes how it came to that.
+    async fn ready(
+        &self,
+        walk: &mut Walk,
+        position: Position,
+        notes: &mut Notes,
+    ) -> Result<Guest, Failed> {
+        let stages = Stages::new(self.report.as_ref());
+        let mut guest = self.guest_for(walk, position).await?;
+        let done = match position {
+            Position::Boot => self.ready_for_steps(&mut guest, &stages).await.map(|()| {
+                notes.kernel = guest.kernel.clone();
+                walk.chain.kernel = guest.kernel.clone();
+            }),
+            Position::Step(number) => {
+                let Some(definition) = self.plan.profile.steps.get(number - 1) else {
+                    return Ok(guest);
+                };
+                let report = Arc::clone(&self.report);
+                let done =
+                    step::run(&mut guest, &stages, number, definition, report, self.scratch).await;
+                done.map(|done| {
+                    walk.chain.steps.push(done.clone());
+                    notes.step = Some(done);
+                })
+            }
+            Position::Sealed => Ok(()),
+        };
+        match done {
+            Ok(()) => Ok(guest),
+            Err(error) => Err(Failed::with(guest, error)),
+        }
+    }
+
+    async fn ready_for_steps(&self, guest: &mut Guest, stages: &Stages<'_>) -> Result<(), Error> {
+        step::wait_for_cloud_init(guest, stages, self.plan.profile.ssh.timeout).await?;
+        match self.plan.profile.seed.eth0_names {
+            true => step::keep_eth0(guest, stages).await,
+            false => Ok(()),
+        }
+    }
+
+    /// Returns the guest that runs, or starts one.
+    async fn guest_for(&self, walk: &mut Walk, position: Position) -> Result<Guest, Failed> {
+        match walk.guest.take() {
+            Some(guest) => Ok(guest),
+            None => self.start(walk, position).await,
+        }
+    }
+
+    /// Waits with the guest of a failure until a person is done with it, if that is wanted. The right to
+    /// build the layer goes back meanwhile.
+    async fn hold(
+        &self,
+        position: Position,
+        title: &str,
+        building: Option<Building>,
+        failed: Failed,
+    ) -> Stopped {
+        let Some(hold) = &self.hold else { return Stopped::Failed(failed.error) };
+        let step = match position {
+            Position::Step(number) => self.plan.profile.steps.get(number - 1),
+            _ => None,
+        };
+        let on_error = hold.on_error(step.map(|step| step.on_error).unwrap_or_default());
+        let has_layers = self.layers.is_some();
+        drop(building);
+        let what = match position {
+            Position::Boot => "the boot".into(),
+            Position::Step(number) => format!("step {number} ({title})"),
+            Position::Sealed => "sealing".into(),
+        };
+        let (control, cancel) = (&self.control, &self.cancel);
+        let report = self.report.as_ref();
+        let reload = &hold.reload;
+        Waiting { on_error, reload, what, has_layers, control, cancel, report }.wait(failed).await
     }
 
     /// Takes the layer of `position` off the guest and publishes it beside the rest of the build.
@@ -362,123 +479,6 @@ impl Bake<'_> {
         Ok(())
     }
 
-    /// Starts a guest for `position` from where the chain stands.
-    async fn start(&self, walk: &mut Walk, position: Position) -> Result<Guest, Error> {
-        let stages = Stages::new(self.report.as_ref());
-        let tip = walk.chain.tip.clone();
-        if let Some((suspended, layer)) = self.suspended(tip.as_ref()) {
-            let about = format!("going on from memory (layer {})", layer.id().short());
-            let setup = self.setup(&walk.chain)?;
-            let resumed = stages
-                .run(Stage::Boot, &about, async {
-                    Ok((Guest::resume(setup, suspended).await?, about.clone()))
-                })
-                .await;
-            match resumed {
-                Ok((mut guest, memory)) => {
-                    self.connect(&mut guest).await?;
-                    self.wake(&guest).await;
-                    walk.memory = Some((memory, Some(layer.id())));
-                    return Ok(guest);
-                }
-                Err(error) if error.blame == Blame::Interrupted => return Err(error),
-                Err(error) => self.tell_boot_instead(layer, &error.causes.join(": ")),
-            }
-        }
-        let setup = self.setup(&walk.chain)?;
-        let mut guest = stages
-            .run(Stage::Boot, "reading the kernel from the image", async {
-                let guest = Guest::boot(setup).await?;
-                let origin =
-                    guest.kernel.as_ref().map_or_else(String::new, |kernel| kernel.origin.clone());
-                Ok((guest, origin))
-            })
-            .await?;
-        self.connect(&mut guest).await?;
-        if position != Position::Boot {
-            step::wait_for_cloud_init(&mut guest, &stages, self.plan.profile.ssh.timeout).await?;
-        }
-        Ok(guest)
-    }
-
-    /// Returns the machine of `tip` if this host can go on with it; says so when it cannot.
-    fn suspended<'l>(&self, tip: Option<&'l Layer>) -> Option<(Suspended, &'l Layer)> {
-        let layer = tip.filter(|_| self.plan.profile.cache.memory)?;
-        let cache = self.layers.as_ref()?.cache();
-        let config = self.plan.machine();
-        match Suspended::open(layer, config.memory, cache, self.cancel.flag()) {
-            Ok(suspended) => suspended.map(|suspended| (suspended, layer)),
-            Err(why) => {
-                self.tell_boot_instead(layer, &why);
-                None
-            }
-        }
-    }
-
-    fn tell_boot_instead(&self, layer: &Layer, why: &str) {
-        let id = layer.id().short();
-        let text = format!("layer {id} cannot go on from its memory: {why}; booting its disk");
-        self.note(Stage::Boot, &text);
-    }
-
-    async fn connect(&self, guest: &mut Guest) -> Result<(), Error> {
-        Stages::new(self.report.as_ref())
-            .run(Stage::Ssh, "waiting for the guest", async {
-                let server = guest.connect().await?.server().to_string();
-                Ok(((), format!("{}@guest, {server}", self.plan.profile.ssh.user)))
-            })
-            .await
-    }
-
-    /// Gives a guest that has slept the right time, and random numbers that no other guest of the
-    /// same layer draws. What cannot be done is worth a note.
-    async fn wake(&self, guest: &Guest) {
-        let Ok(provisioned) = guest.provisioned() else { return };
-        let session = &provisioned.session;
-        let both = async {
-            tokio::join!(
-                clock::set(session, &Privilege::Root, SystemTime::now),
-                kvmbake_provision::reseed(session, &Privilege::Root),
-            )
-        };
-        // A guest that ended meanwhile is found out by what comes next.
-        let Ok((set, reseeded)) = guest.watch(both).await else { return };
-        let late = match set {
-            Ok(ClockSet::Set { .. }) => None,
-            Ok(ClockSet::NotAllowed { message }) => Some(message),
-            Err(error) => Some(error.to_string()),
-        };
-        if let Some(why) = late {
-            self.note(Stage::Ssh, &format!("the guest's clock stays behind: {why}"));
-        }
-        let same = match reseeded {
-            Ok(Reseeded::Now | Reseeded::Soon) => None,
-            Ok(Reseeded::No { message }) => Some(message),
-            Err(error) => Some(error.to_string()),
-        };
-        if let Some(why) = same {
-            let text = format!("the guest's random numbers may repeat those of another run: {why}");
-            self.note(Stage::Ssh, &text);
-        }
-    }
-
-    fn setup(&self, chain: &Chain) -> Result<Setup, Error> {
-        // What another guest fetched is no business of this one's layers.
-        drop(self.network.fetched().take());
-        let disk = GuestDisk::new(self.scratch, Arc::clone(&chain.disk), self.plan.virtual_size)
-            .map_err(|error| Error::input("Cannot create the build's overlay").because(&error))?;
-        Ok(Setup {
-            plan: Arc::clone(&self.plan),
-            disk: Arc::new(disk),
-            seed: self.seed.clone(),
-            key: Arc::clone(&self.key),
-            console: self.console.clone(),
-            network: Arc::clone(&self.network),
-            report: Arc::clone(&self.report),
-            cancel: self.cancel.clone(),
-        })
-    }
-
     fn stop_keeping(&self, walk: &mut Walk, error: &CacheError) {
         walk.keeping = false;
         walk.memory = None;
@@ -493,7 +493,7 @@ impl Bake<'_> {
         }
     }
 
-    fn note(&self, stage: Stage, text: &str) {
+    pub(super) fn note(&self, stage: Stage, text: &str) {
         self.report.event(Event::Note { stage, text });
     }
 }

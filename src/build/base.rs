@@ -44,6 +44,14 @@ pub struct Source {
     _base: Option<Base>,
 }
 
+impl Source {
+    /// Returns a file on this host, whose content nothing is expected of.
+    pub fn of_file(path: &Path) -> Source {
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        Source { path: path.into(), name, url: None, expected: None, checksum: None, _base: None }
+    }
+}
+
 /// Gets the base image of a profile.
 ///
 /// # Errors

@@ -1,7 +1,7 @@
 //! What a build stands on: the base, the layers found or made on it so far, the disk and the
 //! machine's memory that they add up to, and what is known of how they came about.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use super::guest::Booted;
 use super::manifest;
+use super::step::transfer::DOWNLOADS;
 use crate::cache::{Cache, DISK, Layer, LayerId, MACHINE_STATE, MEMORY_MAP};
 use crate::error::Error;
 
@@ -39,6 +40,8 @@ pub struct Chain {
     pub kernel: Option<Booted>,
     /// The steps done.
     pub steps: Vec<manifest::Step>,
+    /// What steps downloaded, by their numbers.
+    pub downloads: Vec<(usize, Arc<File>)>,
     /// The last layer; none when there is none in the cache.
     pub tip: Option<Layer>,
 }
@@ -46,7 +49,7 @@ pub struct Chain {
 impl Chain {
     /// Returns a chain of nothing but the base.
     pub fn new(base: Arc<dyn Block>) -> Chain {
-        Chain { disk: base, kernel: None, steps: Vec::new(), tip: None }
+        Chain { disk: base, kernel: None, steps: Vec::new(), downloads: Vec::new(), tip: None }
     }
 
     /// Puts a layer that was found in the cache on top.
@@ -64,9 +67,12 @@ impl Chain {
         let notes = notes(&layer).map_err(|error| failed(&error))?;
         let path = file(&layer, DISK).map_err(|error| failed(&error))?;
         let disk = open_overlay(&path, Arc::clone(&self.disk)).map_err(|error| failed(&error))?;
+        let downloads = layer.file(DOWNLOADS).map(File::open).transpose();
+        let downloads = downloads.map_err(|error| failed(&error))?;
         self.disk = disk;
         self.kernel = notes.kernel.or(self.kernel.take());
         self.steps.extend(notes.step.map(|step| manifest::Step { cached: true, ..step }));
+        self.downloads.extend(downloads.map(|pack| (self.steps.len(), Arc::new(pack))));
         self.tip = Some(layer);
         Ok(())
     }

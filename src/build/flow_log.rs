@@ -163,7 +163,7 @@ fn line_of(flow: &Flow, now: SystemTime) -> Value {
 }
 
 /// A denied flow as a person is told of it.
-fn denied(flow: &Flow, why: &str) -> String {
+pub fn denied(flow: &Flow, why: &str) -> String {
     let untold = match flow.untold {
         0 => String::new(),
         untold => format!("; {untold} before it were not told"),
@@ -179,17 +179,8 @@ fn denied(flow: &Flow, why: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::report::Notes;
     use kvmbake_net::Protocol;
-
-    struct Kept(Mutex<Vec<String>>);
-
-    impl Report for Kept {
-        fn event(&self, event: Event<'_>) {
-            if let Event::Note { text, .. } = event {
-                self.0.lock().unwrap().push(text.to_string());
-            }
-        }
-    }
 
     fn flow(outcome: Outcome) -> Flow {
         Flow {
@@ -210,7 +201,7 @@ mod tests {
     fn flows_and_requests_are_lines_and_denied_flows_are_told() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("net.jsonl");
-        let report = Arc::new(Kept(Mutex::default()));
+        let report = Arc::new(Notes::default());
         let log = FlowLog::create(&path, Arc::clone(&report) as _).unwrap();
         log.flow(&flow(Outcome::Closed));
         log.flow(&flow(Outcome::Denied("the network is restricted".into())));
@@ -236,7 +227,7 @@ mod tests {
         assert_eq!(lines[1]["reason"], "the network is restricted");
         assert_eq!(lines[2]["path"], "/vm-bootstrap");
         assert_eq!(lines[2]["status"], 200);
-        let told = report.0.lock().unwrap();
+        let told = report.take();
         let expected = "denied tcp 192.0.2.1:443 (deb.test): the network is restricted";
         assert_eq!(*told, [expected]);
     }

@@ -1,15 +1,14 @@
 //! The guest of one build, over all of its boots: booted, reached over SSH, and reached again
 //! after a reboot.
 
+use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use kvmbake_disk::{Block, MemoryBlock};
-use kvmbake_net::{DialError, Lease, Link, NatHandle};
+use kvmbake_net::{DialError, Link, NatHandle};
 use kvmbake_provision::key::BuildKey;
-use kvmbake_provision::session::{
-    AttemptError, ConnectError, GaveUp, HostKey, Login, Session, connect_until,
-};
+use kvmbake_provision::session::{self, Attempts, GaveUp, HostKey, Session, connect_until};
 use kvmbake_provision::step::Guest as Provisioned;
 use kvmbake_vmm::memory::SavedMemory;
 use kvmbake_vmm::virtio::block::{BlockDevice, BlockOptions};
@@ -22,12 +21,15 @@ use serde::{Deserialize, Serialize};
 use super::cancel::Cancel;
 use super::chain::Suspended;
 use super::console::{Console, Distress};
+use super::control::Control;
 use super::disk::GuestDisk;
 use super::life::{Ended, Life};
 use super::network::Network;
 use super::plan::{self, Plan};
-use crate::error::{Blame, Error};
-use crate::profile::units::{Elapsed, Size};
+use super::reach::{Reach, mute_for};
+use crate::control::Login;
+use crate::error::{Blame, Error, Excerpt};
+use crate::profile::units::Elapsed;
 use crate::report::{Event, Report, Stage};
 
 /// The port of SSH.
@@ -36,8 +38,6 @@ const SSH: u16 = 22;
 const DIAL: Duration = Duration::from_secs(5);
 /// How long the handshake and the log-in may take once the port answers.
 const HANDSHAKE: Duration = Duration::from_secs(60);
-/// Console lines in a failure report.
-pub const CONSOLE_LINES: usize = 20;
 /// Most reboots of a build; a guest that only reboots would never end.
 const MAXIMUM_BOOTS: u32 = 32;
 
@@ -57,6 +57,8 @@ pub struct Setup {
     pub network: Arc<Network>,
     /// Where news go.
     pub report: Arc<dyn Report>,
+    /// What others may know of the guest.
+    pub control: Control,
     /// Whether to stop.
     pub cancel: Cancel,
 }
@@ -114,15 +116,27 @@ impl Guest {
         while self.session.as_ref().is_none_or(|guest| guest.session.is_closed()) {
             self.session = None;
             let left = deadline.saturating_duration_since(Instant::now());
-            let login = Login {
+            let login = session::Login {
                 timeout: HANDSHAKE,
                 host_key: self.host_key.clone(),
-                ..Login::new(&self.setup.plan.profile.ssh.user, &self.setup.key)
+                sudo_password: self.setup.plan.profile.ssh.sudo_password.clone(),
+                ..session::Login::new(&self.setup.plan.profile.ssh.user, &self.setup.key)
             };
-            let attempts = connect_until(|| dial(self.life.nat.clone()), &login, left, |_| ());
+            let (console, nat) = (&self.setup.console, &self.life.nat);
+            let after = |_: &Attempts| match mute_for(
+                &console.milestones(),
+                &nat.activity(),
+                Instant::now(),
+            ) {
+                Some(_) => ControlFlow::Break(()),
+                None => ControlFlow::Continue(()),
+            };
+            let attempts = connect_until(|| dial(nat.clone()), &login, left, after);
             match self.watch(attempts).await {
                 Ok(Ok(session)) => {
                     self.host_key = Some(session.host_key().clone());
+                    let (user, key) = (&login.user, Arc::clone(&self.setup.key));
+                    self.setup.control.set_login(user, key, session.host_key().clone());
                     let (environment, directory) = (Vec::new(), std::path::PathBuf::new());
                     self.session = Some(Provisioned { session, environment, directory });
                 }
@@ -134,6 +148,11 @@ impl Guest {
         Ok(&self.provisioned()?.session)
     }
 
+    /// Whether somebody has ever logged in to it.
+    pub fn was_reached(&self) -> bool {
+        self.host_key.is_some()
+    }
+
     /// Returns the guest as steps see it.
     ///
     /// # Errors
@@ -142,6 +161,20 @@ impl Guest {
         self.session
             .as_ref()
             .ok_or_else(|| Error::new(Blame::Internal, "There is no session with the guest"))
+    }
+
+    /// Writes what OpenSSH's programs, and those that use them, need to log in to the guest: with
+    /// `ssh -F` and the configuration's path the guest is the host `guest`.
+    ///
+    /// # Errors
+    /// [`Guest::connect`] was not called, the build has no control socket, or a file cannot be written.
+    pub fn openssh(&self) -> Result<Login, Error> {
+        self.setup.control.openssh()
+    }
+
+    /// Whether the guest takes commands without a new session.
+    pub fn has_session(&self) -> bool {
+        self.session.as_ref().is_some_and(|guest| !guest.session.is_closed())
     }
 
     /// Runs `work` with the session until it is done or the guest ended.
@@ -209,33 +242,34 @@ impl Guest {
         } else {
             Error::guest(message)
         };
-        error.excerpt("last lines of the console", self.setup.console.last_lines(CONSOLE_LINES))
+        error.excerpt("last lines of the console", self.setup.console.last_lines())
     }
 
     /// Why nobody could log in: how far the guest came, seen from outside.
     fn unreachable(&self, gave_up: &GaveUp) -> Error {
+        let boot = self.setup.console.milestones();
         let activity = self.life.nat.activity();
-        let last = gave_up.attempts.last().map(|attempt| &attempt.error);
-        let answered = matches!(last, Some(AttemptError::Connect(_)));
-        let cause = if activity.frames_from_guest == 0 {
-            "the guest never used its network".to_string()
-        } else if !matches!(activity.lease, Lease::Bound) && !answered {
-            "the guest never took an address by DHCP".to_string()
-        } else {
-            last.map_or_else(
-                || "no attempt came to an end".into(),
-                |error| lower_first(&error.to_string()),
-            )
+        let reach = Reach {
+            boot: &boot,
+            disk: self.setup.disk.counts(),
+            activity,
+            requests: self.setup.network.recent().lines(),
+            attempts: &gave_up.attempts,
+            user: &self.setup.plan.profile.ssh.user,
         };
         let waited = Elapsed(gave_up.waited);
-        let mut error = self.failed(format!("SSH did not come up within {waited}: {cause}"));
-        error.hint = hint(last, &self.setup.plan.profile.ssh.user).or(error.hint.take());
-        let disk = self.setup.disk.counts();
-        error.causes.push(format!(
-            "the guest read {} from its disk and sent {} network frames",
-            Size(disk.read_bytes),
-            activity.frames_from_guest,
-        ));
+        let cause = reach.cause();
+        let message = match mute_for(&boot, &activity, Instant::now()) {
+            Some(mute) => format!(
+                "SSH will not come up: the console has shown a login prompt for {}, and {cause}",
+                Elapsed(mute)
+            ),
+            None => format!("SSH did not come up within {waited}: {cause}"),
+        };
+        let mut error = self.failed(message);
+        error.hint = reach.hint().or(error.hint.take());
+        let far = Excerpt { title: "how far the guest came".into(), lines: reach.lines() };
+        error.excerpts.insert(0, far);
         let history = gave_up.attempts.causes().iter().map(|attempt| {
             let first = Elapsed(attempt.first);
             format!("from {first} on, {} times: {}", attempt.count, attempt.error)
@@ -258,24 +292,6 @@ async fn dial(nat: NatHandle) -> std::io::Result<tokio::net::UnixStream> {
     })?;
     stream.set_nonblocking(true)?;
     tokio::net::UnixStream::from_std(stream)
-}
-
-fn hint(last: Option<&AttemptError>, user: &str) -> Option<String> {
-    match last {
-        Some(AttemptError::Connect(ConnectError::KeyRefused { .. })) => Some(format!(
-            "Does the image have the user `{user}`, and does the seed ([seed]) reach it? \
-             [ssh] user and private_key choose another login"
-        )),
-        Some(AttemptError::Dial(error)) if error.kind() == std::io::ErrorKind::ConnectionRefused => {
-            Some("The guest has a network but nothing listens on port 22: is sshd installed and enabled?".into())
-        }
-        _ => None,
-    }
-}
-
-fn lower_first(text: &str) -> String {
-    let mut chars = text.chars();
-    chars.next().map_or_else(String::new, |first| first.to_lowercase().chain(chars).collect())
 }
 
 /// Where a machine comes from.
@@ -312,6 +328,7 @@ async fn start(setup: &Setup, origin: Origin<'_>) -> Result<(Life, Option<Booted
         machine.restore(&state).map_err(|error| no_machine(&error))?;
     }
     let running = machine.start().map_err(|error| no_machine(&error))?;
+    setup.control.set_running(handle.clone(), running.handle());
     Ok((Life::new(running, handle), booted))
 }
 

@@ -12,6 +12,7 @@ use super::layers::Layers;
 use super::manifest::{self, Artifact, ExtentFile, Manifest};
 use super::outlook::{Outlook, State};
 use super::reuse::{Exports, Kept};
+use super::step::transfer;
 use super::workspace::Workspace;
 use super::{Build, export, reuse, stage};
 use crate::cache::LayerId;
@@ -38,6 +39,10 @@ impl Build {
         else {
             return None;
         };
+        if transfer::are_there(&self.plan.profile) {
+            // Where they went, the exports do not remember.
+            return None;
+        }
         let outputs = &self.plan.profile.outputs;
         let found = self.exports(layers, sealed.id()).find(outputs);
         let size = self.plan.virtual_size;
@@ -116,7 +121,7 @@ impl Build {
     }
 
     fn exports<'a>(&self, layers: &'a Layers, layer: LayerId) -> Exports<'a> {
-        Exports { cache: layers.cache(), layer, time: self.plan.time }
+        Exports { cache: layers.cache(), layer, time: self.plan.time, size: self.plan.virtual_size }
     }
 
     /// Takes an image from an earlier build.
@@ -172,7 +177,7 @@ impl Build {
             },
             profile: manifest::Profile {
                 file: export::file_name(profile.source.path()),
-                digest: checksum::of_bytes(profile.source.text().as_bytes()).to_string(),
+                digest: checksum::of_bytes(profile.source.whole_text().as_bytes()).to_string(),
             },
             machine: manifest::Machine {
                 cpus: profile.machine.cpus,
@@ -233,7 +238,6 @@ fn taken(digest: Option<&String>) -> Result<String, Error> {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Mutex;
     use std::time::SystemTime;
 
     use kvmbake_disk::MemoryBlock;
@@ -241,19 +245,7 @@ mod tests {
     use super::super::{Cancel, Options, Plan};
     use super::*;
     use crate::profile::Given;
-    use crate::report::Report;
-
-    /// Keeps what is noted.
-    #[derive(Default)]
-    struct Notes(Mutex<Vec<String>>);
-
-    impl Report for Notes {
-        fn event(&self, event: Event<'_>) {
-            if let Event::Note { text, .. } = event {
-                self.0.lock().unwrap().push(text.to_owned());
-            }
-        }
-    }
+    use crate::report::{Notes, Report};
 
     fn load(profile: &Path) -> Result<Plan, Error> {
         let report: Arc<dyn Report> = Arc::new(Notes::default());
@@ -297,7 +289,7 @@ mod tests {
         let size = (3 << 20) + 1;
         let sector = ((3 << 20) + 512, Some(size));
         assert_eq!(sizes, [sector, (4 << 20, Some(size)), sector, (size, None)]);
-        let notes = notes.0.lock().unwrap().clone();
+        let notes = notes.take();
         let rounded = "web.vhd: 3145729 bytes are rounded up to 4194304, which vhd can express";
         assert!(notes.iter().any(|note| note == rounded), "{notes:?}");
         for file in ["web.vmdk", "web-flat.vmdk", "web.vhd", "web.qcow2", "web.raw"] {
@@ -306,6 +298,29 @@ mod tests {
         // The cluster size in the header, and a place that is marked as compressed.
         let header = std::fs::read(workspace.path("web.qcow2")).unwrap();
         assert_eq!(header[20..24], 12u32.to_be_bytes());
+    }
+
+    #[test]
+    fn a_sealed_disk_is_grown_to_the_size_of_the_images() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("base.raw"), vec![0; 1 << 20]).unwrap();
+        let profile = folder.path().join("p.toml");
+        let text = "[image]\nname = \"web\"\nsource = \"base.raw\"\nformat = \"raw\"\n\
+                    size = \"8M\"\nbuild_size = \"2M\"\n[[output]]\nformat = \"raw\"\n";
+        std::fs::write(&profile, text).unwrap();
+        let plan = Arc::new(load(&profile).unwrap());
+        assert_eq!((plan.build_size, plan.virtual_size), (2 << 20, 8 << 20));
+        let options = Options { no_cache: true, ..Options::default() };
+        let report: Arc<dyn Report> = Arc::new(Notes::default());
+        let build = Build::new(plan, &options, report, Cancel::default()).unwrap();
+        let place = build.place(Some(folder.path())).unwrap();
+        let disk: Arc<dyn Block> = Arc::new(MemoryBlock::read_only(vec![5; 2 << 20]));
+        let grown = build.grown(&disk, &place).unwrap();
+        let mut buf = [9; 1024];
+        grown.read_at(&mut buf, (2 << 20) - 512).unwrap();
+        assert_eq!(grown.len(), 8 << 20);
+        assert!(buf[..512] == [5; 512] && buf[512..] == [0; 512]);
+        assert!(Arc::ptr_eq(&build.grown(&grown, &place).unwrap(), &grown), "large enough");
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use crate::profile::net::Target;
-use crate::profile::{BaseSource, Expected, Given, Profile, Run, Source, Text};
+use crate::profile::{BaseSource, Expected, Given, Profile, Source, Text, folder_of};
 
 /// Files, and folders with all that is in them.
 #[derive(Debug, Default)]
@@ -20,9 +20,10 @@ impl Inputs {
         let mut inputs = Inputs::default();
         inputs.add(path);
         let text = std::fs::read_to_string(path).ok();
-        let profile =
-            text.and_then(|text| Profile::parse_with(Source::new(path, text), given).ok());
-        if let Some(profile) = profile {
+        let Some(text) = text else { return inputs };
+        let (source, _) = Source::new(path, text).with_includes();
+        source.paths().for_each(|path| inputs.add(path));
+        for profile in Profile::cells(source, given).unwrap_or_default() {
             inputs.add_named(&profile);
         }
         inputs
@@ -50,8 +51,12 @@ impl Inputs {
             }
         }
         for step in &profile.steps {
-            if let Run::Scripts(scripts) = &step.shell.run {
-                scripts.iter().for_each(|script| self.add(&script.value));
+            step.action.files().into_iter().for_each(|file| self.add(&file.value));
+            for path in step.action.trees() {
+                match path.is_dir() {
+                    true => drop(self.folders.insert(absolute(&path))),
+                    false => self.add(&path),
+                }
             }
         }
         for forward in &profile.net.forwards {
@@ -86,9 +91,7 @@ impl Inputs {
 
 /// The path as the system's notifications have it.
 fn absolute(path: &Path) -> PathBuf {
-    let (folder, name) = (path.parent(), path.file_name());
-    let folder = folder.filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    match (folder.canonicalize(), name) {
+    match (folder_of(path).canonicalize(), path.file_name()) {
         (Ok(folder), Some(name)) => folder.join(name),
         _ => path.to_path_buf(),
     }
@@ -115,6 +118,14 @@ mod tests {
         let folders = inputs.folders();
         let real = folder.path().canonicalize().unwrap();
         assert_eq!(folders, [(real.clone(), false), (real.join("www"), true)]);
+        // What is included is an input, also while something in it is at fault.
+        std::fs::write(path("a.toml"), format!("include = [\"b.toml\"]\n{text}")).unwrap();
+        for included in ["[ssh]\nprivate_key = \"id\"\n", "[sssh]\n", "nonsense"] {
+            std::fs::write(path("b.toml"), included).unwrap();
+            let inputs = Inputs::of(&path("a.toml"), &Given::default());
+            assert!(inputs.contain(&path("b.toml")), "{included}");
+            assert_eq!(inputs.contain(&path("id")), included.contains("id"));
+        }
         std::fs::write(path("a.toml"), "nonsense").unwrap();
         assert!(Inputs::of(&path("a.toml"), &Given::default()).contain(&path("a.toml")));
     }

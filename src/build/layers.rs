@@ -184,7 +184,7 @@ impl Layers {
 
     /// Returns the profile's last run.
     pub fn last_run(&self) -> Trace {
-        self.cache.trace(self.plan.profile.source.path()).unwrap_or_default()
+        self.cache.trace(&self.plan.profile.identity()).unwrap_or_default()
     }
 
     /// Remembers this run as the profile's last.
@@ -192,7 +192,7 @@ impl Layers {
     /// # Errors
     /// The cache cannot be written.
     pub fn remember_run(&self, run: &Trace) -> Result<(), CacheError> {
-        self.cache.record_trace(self.plan.profile.source.path(), run)
+        self.cache.record_trace(&self.plan.profile.identity(), run)
     }
 }
 

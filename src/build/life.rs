@@ -61,14 +61,13 @@ impl Life {
         self.machine.power_button();
     }
 
-    /// Waits for the machine's end.
-    pub async fn ended(&self) -> Arc<Exit> {
+    /// Returns what waits for the machine's end.
+    pub fn end(&self) -> impl Future<Output = Arc<Exit>> + use<> {
         let mut exit = self.exit.clone();
-        let seen = exit.wait_for(Option::is_some).await.ok().and_then(|seen| seen.clone());
-        match seen {
-            Some(exit) => exit,
-            // The waiting thread died without a word, which no guest can make it do.
-            None => Arc::new(Exit::Stopped),
+        async move {
+            let seen = exit.wait_for(Option::is_some).await.ok().and_then(|seen| seen.clone());
+            // When the waiting thread died without a word, which no guest can make it do.
+            seen.unwrap_or_else(|| Arc::new(Exit::Stopped))
         }
     }
 
@@ -86,7 +85,7 @@ impl Life {
                 tokio::time::sleep(PANIC_TRACE).await;
                 Err(Ended::Distress(distress))
             }
-            exit = self.ended() => Err(Ended::Exit(exit)),
+            exit = self.end() => Err(Ended::Exit(exit)),
             done = work => Ok(done),
         }
     }

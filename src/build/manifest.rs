@@ -89,6 +89,9 @@ pub struct Step {
     /// Whether an earlier build ran it, and this one took its layer from the cache.
     #[serde(default)]
     pub cached: bool,
+    /// Why it failed, where the profile says to go on all the same.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ignored: Option<String>,
 }
 
 /// The virtual disk.

@@ -7,61 +7,77 @@
 
 mod bake;
 mod base;
+pub mod breakpoint;
 pub mod cancel;
 mod capture;
 mod chain;
 mod console;
+mod control;
+mod digest;
 mod disk;
 pub mod export;
 mod fetched;
 mod flow_log;
 mod guest;
+mod hold;
 mod images;
 mod inputs;
 mod layers;
 mod life;
 mod manifest;
+mod milestones;
 mod network;
 mod outlook;
 pub mod plan;
 mod position;
+mod reach;
+mod recent;
 mod recipe;
 mod reuse;
 mod seal;
 mod seed;
 mod services;
 mod stage;
+mod start;
 mod step;
 mod terminal;
+mod test;
 mod workspace;
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Instant, SystemTime};
 
-use kvmbake_disk::MemoryBlock;
+use kvmbake_disk::{Block, MemoryBlock, create_overlay};
 use kvmbake_provision::key::BuildKey;
-use tokio::task::JoinHandle;
 
 pub use cancel::Cancel;
 pub use guest::Guest;
+pub use hold::{Hold, OnError, Reload};
 pub use inputs::Inputs;
 pub use outlook::{Entry, Outlook};
 pub use plan::Plan;
 pub use position::Position;
+pub use test::{Verdict, for_test, newest};
 
-use crate::cache::{Cache, CacheError, LayerId, Scratch};
-use crate::checksum::{self, Algorithm, Checksum};
+use crate::cache::{Cache, LayerId, Scratch};
+use crate::checksum;
 use crate::error::{Blame, Error};
 use crate::profile::units::Size;
 use crate::report::{Event, Report, Stage};
 use bake::Bake;
+use chain::Chain;
 use console::Console;
+use control::{Control, Opened, Told};
+use hold::Stopped;
 use layers::Layers;
 use network::Network;
 use stage::Stages;
+use step::transfer;
 use workspace::Workspace;
 
+/// The overlay that is larger than what is below it.
+const GROWN: &str = "grown.qcow2";
 const SERIAL_LOG: &str = "serial.log";
 
 /// What a person may ask of a build.
@@ -77,6 +93,8 @@ pub struct Options {
     pub offline: bool,
     /// Tell at the end what went on in the guest's network.
     pub stats: bool,
+    /// Stop at the profile's breakpoints.
+    pub breakpoints: bool,
 }
 
 /// One build under way.
@@ -87,7 +105,13 @@ pub struct Build {
     force: bool,
     offline: bool,
     stats: bool,
+    breakpoints: bool,
     report: Arc<dyn Report>,
+    control: Control,
+    /// The control socket, from when the build has begun on.
+    opened: OnceLock<Opened>,
+    /// What a person may do after a failure.
+    hold: Option<Hold>,
     cancel: Cancel,
     begun: Instant,
     now: SystemTime,
@@ -104,21 +128,42 @@ impl Build {
         report: Arc<dyn Report>,
         cancel: Cancel,
     ) -> Result<Build, Error> {
-        let cached = plan.profile.cache.enabled && !options.no_cache;
-        let cache = match cached {
-            true => Some(Cache::open_default().map_err(|error| layers::failed(&error))?),
-            false => None,
-        };
-        let key = Arc::new(key(&plan, cache.as_ref())?);
-        let public_key = plan.private_key.is_none().then(|| key.public_openssh());
-        let layers = cache
-            .map(|cache| {
-                Layers::new(cache, Arc::clone(&plan), public_key, options.from, cancel.clone())
-            })
-            .transpose()?;
-        let Options { force, offline, stats, .. } = *options;
+        let (key, layers) = key_and_layers(&plan, options.no_cache, options.from, &cancel)?;
+        let Options { force, offline, stats, breakpoints, .. } = *options;
         let (begun, now) = (Instant::now(), SystemTime::now());
-        Ok(Build { plan, layers, key, force, offline, stats, report, cancel, begun, now })
+        let control = Control::new(&plan.profile, cancel.clone());
+        let report: Arc<dyn Report> = Told::new(report, control.clone());
+        Ok(Build {
+            plan,
+            layers,
+            key,
+            force,
+            offline,
+            stats,
+            breakpoints,
+            report,
+            control,
+            opened: OnceLock::new(),
+            hold: None,
+            cancel,
+            begun,
+            now,
+        })
+    }
+
+    /// Lets a person look at the guest when something fails in it, and try again.
+    pub fn holding(mut self, hold: Hold) -> Build {
+        self.hold = Some(hold);
+        self
+    }
+
+    /// Returns the build that is to be tried again, with another plan. What `--from` asked for has been
+    /// made anew already.
+    fn again(self, plan: Plan) -> Result<Build, Error> {
+        let plan = Arc::new(plan);
+        let (key, layers) = key_and_layers(&plan, self.layers.is_none(), None, &self.cancel)?;
+        let now = SystemTime::now();
+        Ok(Build { plan, key, layers, now, ..self })
     }
 
     /// Says what a build up to `goal` would do.
@@ -134,7 +179,16 @@ impl Build {
     ///
     /// # Errors
     /// Whatever ended the build; nothing of it is left then but layers.
-    pub async fn images(&self, output: &Path) -> Result<PathBuf, Error> {
+    pub async fn images(mut self, output: &Path) -> Result<PathBuf, Error> {
+        loop {
+            match self.try_images(output).await {
+                Err(Stopped::Again(plan)) => self = self.again(*plan)?,
+                ended => return ended.map_err(Stopped::into_error),
+            }
+        }
+    }
+
+    async fn try_images(&self, output: &Path) -> Result<PathBuf, Stopped> {
         clean(output, self.report.as_ref())?;
         let digest = self.base().await?;
         let outlook = self.told_outlook(Position::Sealed).await?;
@@ -146,13 +200,14 @@ impl Build {
         let mut reached = bake.run(&outlook).await?;
         bake.network.finish();
         let sealed = reached.layer;
-        let disk = Arc::clone(&reached.chain.disk);
+        let disk = self.grown(&reached.chain.disk, &place)?;
         let stages = Stages::new(self.report.as_ref());
         let images =
             stages.run(Stage::Export, "", self.write_images(disk, sealed, &place.workspace));
         let (images, ()) = tokio::join!(images, self.tidy());
         let images = images?;
         let digest = self.digest(digest).await?;
+        self.deliver(&reached.chain, Some(&place.workspace)).await?;
         let manifest = self.manifest(&reached.chain, digest, images);
         let lost = reached.settle().await;
         if let Some(layers) = &self.layers {
@@ -173,11 +228,32 @@ impl Build {
         Ok(folder)
     }
 
+    /// Returns the sealed disk at the images' size. Its file systems stay as they are.
+    fn grown(&self, disk: &Arc<dyn Block>, place: &Place) -> Result<Arc<dyn Block>, Error> {
+        let size = self.plan.virtual_size;
+        if disk.len() >= size {
+            return Ok(Arc::clone(disk));
+        }
+        let grown = create_overlay(&place.overlays.join(GROWN), Arc::clone(disk), size);
+        grown
+            .map(|disk| disk as Arc<dyn Block>)
+            .map_err(|error| Error::input("Cannot grow the build's disk").because(&error))
+    }
+
     /// Goes as far as `goal`, and leaves its layer in the cache.
     ///
     /// # Errors
     /// Whatever ended the build, or kept the layer from the cache.
-    pub async fn until(&self, goal: Position) -> Result<(), Error> {
+    pub async fn until(mut self, goal: Position) -> Result<(), Error> {
+        loop {
+            match self.try_until(goal).await {
+                Err(Stopped::Again(plan)) => self = self.again(*plan)?,
+                ended => return ended.map_err(Stopped::into_error),
+            }
+        }
+    }
+
+    async fn try_until(&self, goal: Position) -> Result<(), Stopped> {
         let (outlook, place) = self.ahead(goal).await?;
         let bake = self.bake(&place)?;
         let mut reached = bake.run(&outlook).await?;
@@ -187,9 +263,10 @@ impl Build {
         if let Some(layers) = &self.layers {
             self.remember_run(layers, &outlook, &reached.kept);
         }
+        self.deliver(&reached.chain, None).await?;
         self.tidy().await;
         let text = match (lost, reached.layer) {
-            (Some(error), _) => return Err(layers::failed(&error)),
+            (Some(error), _) => return Err(layers::failed(&error).into()),
             (None, Some(layer)) => format!("{goal} is in the cache  (layer {})", layer.short()),
             (None, None) => format!("{goal} was reached, and is not kept"),
         };
@@ -205,11 +282,39 @@ impl Build {
     pub async fn guest_at(&self, goal: Position) -> Result<(Guest, Place), Error> {
         let (outlook, place) = self.ahead(goal).await?;
         let bake = self.bake(&place)?;
-        let mut reached = bake.run(&outlook).await?;
+        let mut reached = bake.run(&outlook).await.map_err(Stopped::into_error)?;
         if let Some(error) = reached.settle().await {
             self.note(&format!("{goal} is not kept: {error}"));
         }
         let guest = bake.guest_of(reached).await?;
+        Ok((guest, place))
+    }
+
+    /// Puts what steps downloaded to its places.
+    async fn deliver(&self, chain: &Chain, workspace: Option<&Workspace>) -> Result<(), Error> {
+        let (plan, packs) = (Arc::clone(&self.plan), chain.downloads.clone());
+        let folder = workspace.map(|workspace| workspace.path(""));
+        let work = move || transfer::deliver(&plan.profile, &packs, folder.as_deref());
+        let done = tokio::task::spawn_blocking(work).await;
+        let count = done.map_err(|error| {
+            Error::new(Blame::Internal, "Writing the downloads died").because(&error)
+        })??;
+        if count > 0 {
+            let text = format!("{count} downloaded files written");
+            self.report.event(Event::Note { stage: Stage::Export, text: &text });
+        }
+        Ok(())
+    }
+
+    /// Gives a running guest of the plan's image as it is, whose writes are thrown away with it. The place must
+    /// live as long as the guest.
+    ///
+    /// # Errors
+    /// The guest did not come up.
+    pub async fn guest_of_image(&self) -> Result<(Guest, Place), Error> {
+        let place = self.place(None)?;
+        let bake = self.bake(&place)?;
+        let guest = bake.guest_on(Chain::new(Arc::clone(&self.plan.base))).await?;
         Ok((guest, place))
     }
 
@@ -270,6 +375,7 @@ impl Build {
         };
         let beside =
             scratch.as_ref().map_or_else(std::env::temp_dir, |scratch| scratch.folder().into());
+        self.open_control(output);
         let output = output.unwrap_or(&beside);
         let name = &self.plan.profile.image.name;
         let workspace = Workspace::create(output, name, self.now).map_err(|(path, error)| {
@@ -288,11 +394,26 @@ impl Build {
         Ok(Place { workspace, overlays, _scratch: scratch })
     }
 
+    /// Opens the control socket, unless it is there from an attempt before.
+    fn open_control(&self, output: Option<&Path>) {
+        if self.opened.get().is_some() {
+            return;
+        }
+        match self.control.open(output) {
+            Ok(opened) => drop(self.opened.set(opened)),
+            Err(error) => {
+                let causes = error.causes.join(": ");
+                self.note(&format!("nobody can attach to this build: {error}: {causes}"));
+            }
+        }
+    }
+
     fn bake<'p>(&self, place: &'p Place) -> Result<Bake<'p>, Error> {
         let path = place.workspace.path(SERIAL_LOG);
         let console = Console::create(&path, &self.plan.profile.secrets).map_err(|error| {
             Error::input(format!("Cannot create {}", path.display())).because(&error)
         })?;
+        self.control.set_console(console.clone());
         let report = Arc::clone(&self.report);
         let folder = place.workspace.path("");
         let network = Network::open(&self.plan.profile, &folder, self.offline, self.stats, report)?;
@@ -304,58 +425,12 @@ impl Build {
             console,
             key: Arc::clone(&self.key),
             seed: self.seed()?,
+            breakpoints: self.breakpoints,
             report: Arc::clone(&self.report),
+            control: self.control.clone(),
+            hold: self.hold.clone(),
             cancel: self.cancel.clone(),
         })
-    }
-
-    /// Checks the base. Without a cache only the manifest needs its digest, which is computed beside
-    /// the build then.
-    async fn base(&self) -> Result<Digest, Error> {
-        let source = &self.plan.source.path;
-        let checked = async {
-            let digest = match (&self.plan.source.checksum, &self.plan.source.expected) {
-                (Some(checked), _) => Digest::Known(checked.clone()),
-                (None, Some(expected)) => {
-                    let found = self.spawn_checksum(expected.algorithm);
-                    let found = await_checksum(found, source).await?;
-                    self.plan.compare_checksum(&found)?;
-                    Digest::Known(found)
-                }
-                // With a cache the first layer's recipe needs it, and this one would come too late.
-                (None, None) if self.layers.is_some() => {
-                    let found = self.spawn_checksum(Algorithm::Sha256);
-                    Digest::Known(await_checksum(found, source).await?)
-                }
-                (None, None) => Digest::Pending(self.spawn_checksum(Algorithm::Sha256)),
-            };
-            let size = Size(self.plan.virtual_size);
-            Ok((digest, format!("{}, {size}", self.plan.base_format)))
-        };
-        let stages = Stages::new(self.report.as_ref());
-        let name = self.plan.profile.image.source.value.to_string();
-        stages.run(Stage::Base, &name, checked).await
-    }
-
-    fn spawn_checksum(&self, algorithm: Algorithm) -> PendingChecksum {
-        let path = self.plan.source.path.clone();
-        let cancel = self.cancel.clone();
-        let cache = self.layers.as_ref().map(|layers| layers.cache().clone());
-        tokio::task::spawn_blocking(move || match cache {
-            Some(cache) => match cache.file_checksum(&path, algorithm, cancel.flag()) {
-                Ok(checksum) => Ok(Some(checksum)),
-                Err(CacheError::Cancelled) => Ok(None),
-                Err(error) => Err(std::io::Error::other(error)),
-            },
-            None => checksum::of_file(&path, algorithm, cancel.flag()),
-        })
-    }
-
-    async fn digest(&self, digest: Digest) -> Result<Checksum, Error> {
-        match digest {
-            Digest::Known(checksum) => Ok(checksum),
-            Digest::Pending(task) => await_checksum(task, &self.plan.source.path).await,
-        }
     }
 
     /// The seed disk. Its instance id follows from the booted guest's recipe, or from the key where
@@ -399,6 +474,23 @@ impl Place {
     }
 }
 
+/// Opens what `plan` is built with: the key, and the cache unless it is not to be used.
+fn key_and_layers(
+    plan: &Arc<Plan>,
+    no_cache: bool,
+    from: Option<Position>,
+    cancel: &Cancel,
+) -> Result<(Arc<BuildKey>, Option<Layers>), Error> {
+    let cache = match plan.profile.cache.enabled && !no_cache {
+        true => Some(Cache::open_default().map_err(|error| layers::failed(&error))?),
+        false => None,
+    };
+    let key = Arc::new(key(plan, cache.as_ref())?);
+    let public_key = plan.private_key.is_none().then(|| key.public_openssh());
+    let layers = |cache| Layers::new(cache, Arc::clone(plan), public_key, from, cancel.clone());
+    Ok((key, cache.map(layers).transpose()?))
+}
+
 /// The key that opens the guest: the profile's, the cache's, or one for this build alone.
 fn key(plan: &Plan, cache: Option<&Cache>) -> Result<BuildKey, Error> {
     if let Some(key) = &plan.private_key {
@@ -421,21 +513,4 @@ fn clean(output: &Path, report: &dyn Report) -> Result<(), Error> {
         report.event(Event::Note { stage: Stage::Clean, text: &text });
     }
     Ok(())
-}
-
-/// A checksum being computed; `None` when the user stopped it.
-type PendingChecksum = JoinHandle<std::io::Result<Option<Checksum>>>;
-
-async fn await_checksum(pending: PendingChecksum, path: &Path) -> Result<Checksum, Error> {
-    pending
-        .await
-        .map_err(|error| Error::new(Blame::Internal, "A worker died").because(&error))?
-        .map_err(|error| Error::input(format!("Cannot read {}", path.display())).because(&error))?
-        .ok_or_else(Error::interrupted)
-}
-
-/// The base's digest, known or on its way.
-enum Digest {
-    Known(Checksum),
-    Pending(PendingChecksum),
 }

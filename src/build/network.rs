@@ -4,7 +4,7 @@ use std::io;
 use std::net::{SocketAddr, SocketAddrV4, ToSocketAddrs};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use kvmbake_net::{
@@ -14,7 +14,8 @@ use kvmbake_net::{
 use kvmbake_provision::http::{Served, Server};
 
 use super::fetched::Fetched;
-use super::flow_log::{FlowLog, Request};
+use super::flow_log::{self, FlowLog, Request};
+use super::recent::Recent;
 use super::services::Services;
 use crate::error::Error;
 use crate::profile::units::Size;
@@ -28,9 +29,12 @@ const LOG: &str = "net.jsonl";
 pub struct Network {
     config: NatConfig,
     rate: Option<u64>,
+    /// Frames that the guest sent faster than its rate.
+    too_fast: Arc<AtomicU64>,
     capture: Option<Arc<Capture>>,
     log: Arc<FlowLog>,
     fetched: Arc<Fetched>,
+    recent: Arc<Recent>,
     /// One for each boot.
     handles: Mutex<Vec<NatHandle>>,
     /// Whether to tell at the end what went on.
@@ -69,10 +73,13 @@ impl Network {
             }
         };
         let fetched = Arc::new(Fetched::default());
+        let recent = Arc::new(Recent::default());
         let watcher = FlowWatcher {
             log: Arc::clone(&log),
             services: Arc::clone(&services),
             fetched: Arc::clone(&fetched),
+            addresses: net.lan.config(),
+            recent: Arc::clone(&recent),
         };
         let mut config = NatConfig {
             host_loopback: net.host_loopback && !offline,
@@ -81,13 +88,14 @@ impl Network {
                 false => net.rules.clone(),
             },
             watch: Watch(Some(Arc::new(watcher))),
-            ..NatConfig::default()
+            ..net.lan.config()
         };
         if let Some(dns) = net.dns {
             config.resolvers = Resolvers::Fixed(vec![SocketAddr::from((dns, 53))]);
         }
         for forward in &net.forwards {
-            let target = target(profile.folder(), forward, &services, &log, &fetched, &report)?;
+            let target =
+                target(profile.folder(), forward, &services, (&log, &fetched, &recent), &report)?;
             let (address, port) = (*forward.at.ip(), forward.at.port());
             config.forwards.push(Forward { address, port, target });
         }
@@ -104,7 +112,19 @@ impl Network {
         }
         let handles = Mutex::default();
         let (rate, finished) = (net.rate, AtomicBool::new(false));
-        Ok(Network { config, rate, capture, log, fetched, handles, counts, finished, report })
+        Ok(Network {
+            config,
+            rate,
+            too_fast: Arc::default(),
+            capture,
+            log,
+            fetched,
+            recent,
+            handles,
+            counts,
+            finished,
+            report,
+        })
     }
 
     /// Makes the network of one boot, and a handle to it.
@@ -115,13 +135,14 @@ impl Network {
         let (nat, handle) = Nat::new(self.config.clone())
             .map_err(|error| Error::input("Cannot set up the guest's network").because(&error))?;
         self.handles.lock().unwrap_or_else(PoisonError::into_inner).push(handle.clone());
+        let too_fast = Arc::clone(&self.too_fast);
         let link: Box<dyn Link> = match (self.rate, &self.capture) {
             (None, None) => Box::new(nat),
-            (Some(rate), None) => Box::new(Shaped::new(nat, rate)),
+            (Some(rate), None) => Box::new(Shaped::new(nat, rate).counting(too_fast)),
             (None, Some(capture)) => Box::new(Captured::new(nat, Arc::clone(capture))),
             (Some(rate), Some(capture)) => {
                 let capture = Arc::clone(capture);
-                Box::new(Shaped::new(Captured::new(nat, capture), rate))
+                Box::new(Shaped::new(Captured::new(nat, capture), rate).counting(too_fast))
             }
         };
         Ok((link, handle))
@@ -130,6 +151,11 @@ impl Network {
     /// Returns what the guest has fetched since the last layer.
     pub fn fetched(&self) -> &Fetched {
         &self.fetched
+    }
+
+    /// Returns the last requests that the guest was answered or denied.
+    pub fn recent(&self) -> &Recent {
+        &self.recent
     }
 
     /// Writes out what is told of the network, once no guest runs any more.
@@ -150,6 +176,10 @@ impl Network {
             let handles = self.handles.lock().unwrap_or_else(PoisonError::into_inner);
             let boots: Vec<Activity> = handles.iter().map(NatHandle::activity).collect();
             counted(&boots).iter().for_each(|line| note(line));
+            match self.too_fast.load(Ordering::Relaxed) {
+                0 => {}
+                count => note(&format!("dropped {count}: sent faster than `rate`")),
+            }
         }
     }
 }
@@ -191,14 +221,17 @@ fn target(
     folder: &Path,
     forward: &settings::Forward,
     services: &Services,
-    log: &Arc<FlowLog>,
-    fetched: &Arc<Fetched>,
+    (log, fetched, recent): (&Arc<FlowLog>, &Arc<Fetched>, &Arc<Recent>),
     report: &Arc<dyn Report>,
 ) -> Result<Target, Error> {
     if let Some(server) = services.server(forward.at) {
         let (log, fetched, report) = (Arc::clone(log), Arc::clone(fetched), Arc::clone(report));
         let at = forward.at;
-        let watched = move |served: &Served| tell(at, served, &log, &fetched, report.as_ref());
+        let recent = Arc::clone(recent);
+        let watched = move |served: &Served| {
+            recent.add(told(at, served));
+            tell(at, served, &log, &fetched, report.as_ref());
+        };
         let server = server.clone().with_watcher(watched);
         return Ok(Target::Service(Arc::new(Http(server))));
     }
@@ -226,15 +259,20 @@ fn target(
     }
 }
 
+/// A request that was answered, in a line.
+fn told(at: SocketAddrV4, served: &Served) -> String {
+    let shown = Services::name_of_request(at, &served.path);
+    format!("{} {shown} {}", served.method, served.status)
+}
+
 /// Tells of a request that was answered.
 fn tell(at: SocketAddrV4, served: &Served, log: &FlowLog, fetched: &Fetched, report: &dyn Report) {
-    let (method, path, status) = (&served.method, &served.path, served.status);
+    let method = &served.method;
     // A form changes what is served and depends on none of it.
     if method == "GET" || method == "HEAD" {
         fetched.add(&Services::name_of_request(at, &served.target));
     }
-    let shown = Services::name_of_request(at, path);
-    let text = format!("{method} {shown} {status}, {}", Size(served.bytes));
+    let text = format!("{}, {}", told(at, served), Size(served.bytes));
     report.event(Event::Note { stage: Stage::Http, text: &text });
     log.request(&Request { at, served });
 }
@@ -253,15 +291,21 @@ struct FlowWatcher {
     log: Arc<FlowLog>,
     services: Arc<Services>,
     fetched: Arc<Fetched>,
+    /// The guest's network.
+    addresses: NatConfig,
+    recent: Arc<Recent>,
 }
 
 impl Watcher for FlowWatcher {
     fn flow(&self, flow: &Flow) {
         // Nothing is there now, which a forward would change.
         if let (SocketAddr::V4(at), Outcome::Denied(_)) = (flow.peer, &flow.outcome)
-            && NatConfig::default().contains(*at.ip())
+            && self.addresses.contains(*at.ip())
         {
             self.opened(flow.peer);
+        }
+        if let Outcome::Denied(why) = &flow.outcome {
+            self.recent.add(flow_log::denied(flow, why));
         }
         self.log.flow(flow);
     }
@@ -279,25 +323,16 @@ impl Watcher for FlowWatcher {
 mod tests {
     use super::*;
     use crate::profile::Source;
-
-    struct Kept(Mutex<Vec<String>>);
-
-    impl Report for Kept {
-        fn event(&self, event: Event<'_>) {
-            if let Event::Note { text, .. } = event {
-                self.0.lock().unwrap().push(text.to_string());
-            }
-        }
-    }
+    use crate::report::Notes;
 
     /// A network of a profile's `[net]`, what is told of it, and its folder.
-    fn network(net: &str, offline: bool) -> (Network, Arc<Kept>, tempfile::TempDir) {
+    fn network(net: &str, offline: bool) -> (Network, Arc<Notes>, tempfile::TempDir) {
         let folder = tempfile::tempdir().unwrap();
         let text = format!(
             "[image]\nname = \"a\"\nsource = \"b\"\n[[output]]\nformat = \"raw\"\n[net]\n{net}"
         );
         let profile = Profile::parse(Source::new(folder.path().join("a.toml"), text)).unwrap();
-        let report = Arc::new(Kept(Mutex::default()));
+        let report = Arc::new(Notes::default());
         let told = Arc::clone(&report) as Arc<dyn Report>;
         let network = Network::open(&profile, folder.path(), offline, true, told).unwrap();
         (network, report, folder)
@@ -322,7 +357,7 @@ mod tests {
     fn a_port_of_the_host_s_choice_is_told_and_stays_over_boots() {
         let net = "[[net.inbound]]\nhost = \"127.0.0.1:0\"\nguest = 22\n";
         let (network, report, _folder) = network(net, false);
-        let told = report.0.lock().unwrap()[0].clone();
+        let told = report.take().remove(0);
         let host = told.strip_prefix("tcp ").unwrap().split(' ').next().unwrap();
         for _ in 0..2 {
             let (link, _) = network.link().unwrap();
@@ -338,13 +373,19 @@ mod tests {
         let (mut link, _) = network.link().unwrap();
         link.poll(std::time::Instant::now());
         assert!(link.push(&[0; 20], Default::default()).is_err());
-        link.poll(std::time::Instant::now());
+        // One passes, three may wait, and six are too many.
+        for _ in 0..10 {
+            let _ = link.push(&[0; 60_000], Default::default());
+        }
         drop(link);
         network.finish();
-        assert_eq!(std::fs::metadata(folder.path().join("a.pcap")).unwrap().len(), 24 + 16 + 20);
         assert_eq!(std::fs::read(folder.path().join(LOG)).unwrap(), b"");
-        let told = report.0.lock().unwrap();
-        assert!(told[0].starts_with("from the guest 1 frames, 20 B"), "{told:?}");
-        assert!(told.iter().any(|line| line.starts_with("dropped 1: ")), "{told:?}");
+        let told = report.take();
+        let captured = std::fs::metadata(folder.path().join("a.pcap")).unwrap().len();
+        assert!(captured >= 24 + 16 + 20, "{captured}");
+        assert!(told[0].starts_with("from the guest "), "{told:?}");
+        let count = |line: &str| told.iter().filter(|told| *told == line).count();
+        assert_eq!(count("dropped 2: bad source MAC address"), 1, "{told:?}");
+        assert_eq!(count("dropped 6: sent faster than `rate`"), 1, "{told:?}");
     }
 }

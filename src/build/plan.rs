@@ -10,7 +10,7 @@ use std::sync::atomic::AtomicBool;
 use kvmbake_convert::Target;
 use kvmbake_disk::{Block, Format, OpenOptions};
 use kvmbake_provision::key::BuildKey;
-use kvmbake_provision::step::{CheckContext, Step};
+use kvmbake_provision::step::CheckContext;
 use kvmbake_vmm::MachineConfig;
 use kvmbake_vmm::boot::{self, BootOverrides, FileSource, Kernel};
 
@@ -18,12 +18,14 @@ use super::base::{self, Source};
 use super::cancel::Cancel;
 use super::export::source_date_epoch;
 use super::seed::{self, Texts};
-use super::step::shell_step;
+use super::step;
 use crate::checksum::{self, Checksum};
 use crate::error::{Error, with_causes};
 use crate::profile::net;
 use crate::profile::units::Size;
-use crate::profile::{self, BaseSource, Fault, Given, Named, Profile, Run, SeedKind, Text};
+use crate::profile::{
+    self, Action, BaseSource, Fault, Given, Named, Profile, SeedKind, Text, folder_of,
+};
 use crate::report::{Event, Report, Stage};
 
 /// Largest profile, user-data or key; anything beyond is not what it is taken for.
@@ -33,6 +35,9 @@ const TEXT_LIMIT: u64 = 4 << 20;
 const IGNITION_PLATFORM: &str = "ignition.platform.id=openstack";
 /// Leaves network interfaces with the kernel's names in the boot that udev's rule is replaced in.
 const KERNEL_NAMES: &str = "net.ifnames=0";
+
+/// Finds and opens an image that is to be booted instead of the base.
+pub type FindImage<'f> = dyn Fn(&Profile) -> Result<(PathBuf, Arc<dyn Block>), Error> + 'f;
 
 /// A profile and all that it names.
 pub struct Plan {
@@ -44,8 +49,10 @@ pub struct Plan {
     pub base: Arc<dyn Block>,
     /// The base's format, pinned from here on.
     pub base_format: Format,
-    /// The virtual size of the disk to build.
+    /// The virtual size of the images.
     pub virtual_size: u64,
+    /// The virtual size of the guest's disk, which is grown when it is sealed.
+    pub build_size: u64,
     /// The texts of the seed.
     pub seed: Texts,
     /// The profile's own key, when it names one.
@@ -58,7 +65,7 @@ pub struct Plan {
 
 impl Plan {
     /// Reads the profile at `path` with what it is `given`, looks at everything it names, and gets the
-    /// base image when it is not on this host yet.
+    /// base image when it is not on this host yet. Of a matrix one cell must be asked for.
     ///
     /// # Errors
     /// The faults found, each with its place in the profile; the base cannot be had.
@@ -68,11 +75,72 @@ impl Plan {
         report: &Arc<dyn Report>,
         cancel: &Cancel,
     ) -> Result<Plan, Error> {
-        let text = read_profile(path)?;
-        let profile =
-            Profile::parse_with(profile::Source::new(path, text), given).map_err(Error::profile)?;
-        for title in &profile.left_out {
-            let text = format!("`{title}` is left out: its `when` does not hold");
+        let profile = Profile::parse_with(read_source(path)?, given).map_err(Error::profile)?;
+        Plan::of(profile, None, report, cancel)
+    }
+
+    /// As [`Plan::load`], to boot the image that `find` finds for the profile in the base's place, as it is.
+    ///
+    /// # Errors
+    /// The faults found, or that of `find`.
+    pub fn load_for(
+        find: &FindImage<'_>,
+        path: &Path,
+        given: &Given,
+        report: &Arc<dyn Report>,
+        cancel: &Cancel,
+    ) -> Result<Plan, Error> {
+        let profile = Profile::parse_with(read_source(path)?, given).map_err(Error::profile)?;
+        let image = find(&profile)?;
+        Plan::of(profile, Some(image), report, cancel)
+    }
+
+    /// As [`Plan::load`], for each cell of the profile's matrix that it is `given`; the only one of a
+    /// profile without a matrix. `report` gives the report of a cell.
+    ///
+    /// # Errors
+    /// As [`Plan::load`], with the faults of all cells.
+    pub fn load_cells(
+        path: &Path,
+        given: &Given,
+        report: impl Fn(&Profile) -> Arc<dyn Report>,
+        cancel: &Cancel,
+    ) -> Result<Vec<Plan>, Error> {
+        let cells = Profile::cells(read_source(path)?, given).map_err(Error::profile)?;
+        let mut plans = Vec::with_capacity(cells.len());
+        let mut faults: Vec<Fault> = Vec::new();
+        for profile in cells {
+            let report = report(&profile);
+            match Plan::of(profile, None, &report, cancel) {
+                Ok(plan) => plans.push(plan),
+                Err(mut error) if !error.faults.is_empty() => {
+                    let new = std::mem::take(&mut error.faults).into_iter();
+                    let new: Vec<Fault> = new.filter(|fault| !faults.contains(fault)).collect();
+                    faults.extend(new);
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        if faults.is_empty() {
+            return Ok(plans);
+        }
+        faults.sort_by_key(|fault| fault.place.order());
+        Err(Error::profile(faults))
+    }
+
+    /// Looks at everything that `profile` names, and gets the base image when it is not on this host yet, unless an
+    /// `image` is there for it.
+    fn of(
+        profile: Profile,
+        image: Option<(PathBuf, Arc<dyn Block>)>,
+        report: &Arc<dyn Report>,
+        cancel: &Cancel,
+    ) -> Result<Plan, Error> {
+        for (title, key) in &profile.left_out {
+            let text = match *key {
+                "when" => format!("`{title}` is left out: its `when` does not hold"),
+                key => format!("`{title}` is left out by `{key}`"),
+            };
             report.event(Event::Note { stage: Stage::Step, text: &text });
         }
         let mut faults = Vec::new();
@@ -91,31 +159,37 @@ impl Plan {
         let boot = boot_overrides(&profile, &mut faults);
         // A download takes its time: whatever else is at fault is told before it.
         let is_here = matches!(profile.image.source.value, BaseSource::File(_));
-        let got = match is_here || faults.is_empty() {
-            true => {
+        let as_it_is = image.is_some();
+        let got = match image {
+            Some((path, disk)) => Some((Source::of_file(&path), (disk, Format::Raw))),
+            None if is_here || faults.is_empty() => {
                 let source = base::get(&profile.image, report, cancel)?;
                 open_base(&profile, &source.path, &mut faults).map(|base| (source, base))
             }
-            false => None,
+            None => None,
         };
         let grown = profile.image.size.as_ref().map(|size| size.value);
+        let grown = grown.filter(|_| !as_it_is);
         if let Some(size) = grown.or(got.as_ref().map(|(_, (base, _))| base.len())) {
             check_outputs(&profile, size, &mut faults);
         }
         let (source, (base, base_format)) = match got {
             Some(got) if faults.is_empty() => got,
             _ => {
-                faults.sort_by_key(|fault| (fault.place.line, fault.place.column));
+                faults.sort_by_key(|fault| fault.place.order());
                 return Err(Error::profile(faults));
             }
         };
         let virtual_size = grown.unwrap_or(base.len());
+        let build_size = profile.image.build_size.as_ref().map_or(virtual_size, |size| size.value);
+        let build_size = build_size.clamp(base.len(), virtual_size);
         Ok(Plan {
             profile,
             source,
             base,
             base_format,
             virtual_size,
+            build_size,
             seed,
             private_key,
             boot,
@@ -199,6 +273,14 @@ pub fn discover(
             .because(&error)
             .hint("[boot] kernel, initrd and cmdline in the profile name them by hand")
     })
+}
+
+fn read_source(path: &Path) -> Result<profile::Source, Error> {
+    let source = profile::Source::new(path, read_profile(path)?);
+    match source.with_includes() {
+        (source, faults) if faults.is_empty() => Ok(source),
+        (_, faults) => Err(Error::profile(faults)),
+    }
 }
 
 fn read_profile(path: &Path) -> Result<String, Error> {
@@ -302,12 +384,19 @@ fn read_key(path: &Named<PathBuf>, faults: &mut Vec<Fault>) -> Option<BuildKey> 
 
 fn check_steps(profile: &Profile, faults: &mut Vec<Fault>) {
     for step in &profile.steps {
-        if let Err(error) = shell_step(step).check(&CheckContext::default()) {
-            let place = match &step.shell.run {
-                Run::Scripts(paths) => paths.first().map(|path| path.place.clone()),
-                Run::Inline(_) => None,
-            };
-            let place = place.unwrap_or_else(|| step.place.clone());
+        let action = step::in_guest(&step.action, &step::Means::default());
+        if let Action::Upload(uploads) = &step.action
+            && profile.ssh.user != "root"
+            && uploads.iter().any(|upload| upload.owner.is_some() && !upload.sudo)
+        {
+            let message =
+                format!("`owner` needs root's rights, and `{}` has none", profile.ssh.user);
+            let hint = Some("Add `sudo = true`".into());
+            faults.push(Fault { message, place: step.place.clone(), hint });
+        }
+        if let Err(error) = action.check(&CheckContext::default()) {
+            let file = step.action.files().first().map(|file| file.place.clone());
+            let place = file.unwrap_or_else(|| step.place.clone());
             faults.push(Fault { message: with_causes(&error), place, hint: None });
         }
     }
@@ -334,8 +423,7 @@ fn check_network(profile: &Profile, faults: &mut Vec<Fault>) {
     }
     let files = [("log", &profile.net.log), ("pcap", &profile.net.pcap)];
     for (key, path) in files.into_iter().filter_map(|(key, path)| Some((key, path.as_ref()?))) {
-        let folder = path.value.parent().filter(|folder| !folder.as_os_str().is_empty());
-        if !folder.unwrap_or(Path::new(".")).is_dir() {
+        if !folder_of(&path.value).is_dir() {
             let message = format!("The folder of `{key}`, {}, is not there", path.value.display());
             fault(faults, path, message, None);
         } else if path.value.exists() && !path.value.is_file() {

@@ -26,6 +26,8 @@ pub struct Exports<'a> {
     pub layer: LayerId,
     /// The time that the images state, if one was asked for.
     pub time: Option<u64>,
+    /// The virtual size that the sealed disk is grown to.
+    pub size: u64,
 }
 
 /// An image of an earlier build that lies somewhere untouched.
@@ -100,7 +102,7 @@ impl Exports<'_> {
     ) -> T {
         let format = output.format().to_string();
         // The debugging form has every option, also those that are added one day.
-        let mut options = format!("{part:?} {:?} {:?}", output.encoding, self.time);
+        let mut options = format!("{part:?} {:?} {:?} {}", output.encoding, self.time, self.size);
         if output.encoding.states_file_name() {
             options.push_str(&output.file);
         }
@@ -258,7 +260,7 @@ mod tests {
         let cache = Cache::open_at(&store.path().join("cache")).unwrap();
         let layer = serde_json::from_value(serde_json::json!("5e".repeat(32))).unwrap();
         let out = tempfile::tempdir().unwrap();
-        let exports = Exports { cache: &cache, layer, time: None };
+        let exports = Exports { cache: &cache, layer, time: None, size: 1000 };
         let outputs = [
             output(Format::Qcow2, "web.qcow2", &[]),
             output(Format::Vmdk, "web.vmdk", &[("subformat", "monolithicFlat")]),
@@ -284,6 +286,8 @@ mod tests {
         assert_eq!(exports.find(&renamed)[0].len(), 1, "a qcow2 does not");
         let dated = Exports { time: Some(1), ..exports };
         assert!(dated.find(&outputs).iter().all(Vec::is_empty));
+        let grown = Exports { size: 2000, ..exports };
+        assert!(grown.find(&outputs).iter().all(Vec::is_empty), "a disk of another size");
 
         // Without the file that holds its data the image is nothing.
         fs::remove_file(folder.join("web-flat.vmdk")).unwrap();

@@ -9,6 +9,7 @@ use std::os::unix::fs::FileExt;
 use std::str::FromStr;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use kvmbake_disk::is_zero;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::sparse::next_data;
@@ -106,12 +107,6 @@ fn entry(offset: u64, block: &[u8]) -> Option<[u8; 40]> {
 fn finish(mut hasher: blake3::Hasher, length: u64) -> Digest {
     hasher.update(&length.to_le_bytes());
     Digest(*hasher.finalize().as_bytes())
-}
-
-/// Returns whether all bytes are zero.
-pub(super) fn is_zero(bytes: &[u8]) -> bool {
-    // Folding a wide stretch at a time compiles to vector instructions.
-    bytes.chunks(1024).all(|part| part.iter().fold(0, |seen, byte| seen | byte) == 0)
 }
 
 /// The entries of the blocks in `begin..end`, in order. `begin` lies on a block's edge.

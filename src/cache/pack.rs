@@ -10,8 +10,9 @@ use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use kvmbake_disk::is_zero;
+
 use super::Cache;
-use super::digest::is_zero;
 use super::envelope;
 use super::error::CacheError;
 use super::layer::{Layer, MEMORY, PACKED_MEMORY, RECORD, Record, describe};

@@ -35,6 +35,15 @@ pub struct Args {
     /// Compress, where the output's format can
     #[arg(short = 'c')]
     compress: bool,
+    /// Store only what differs from this image, as -o backing_file=FILE; relative to the output's folder
+    #[arg(short = 'B', value_name = "FILE", requires = "backing_format")]
+    backing_file: Option<String>,
+    /// The format of the image that -B names, as -o backing_fmt=FORMAT: qcow2 or raw
+    #[arg(short = 'F', value_name = "FORMAT", requires = "backing_file")]
+    backing_format: Option<String>,
+    /// qemu-img's copying of persistent bitmaps, which is refused
+    #[arg(long, hide = true)]
+    bitmaps: bool,
     /// Show progress; a terminal always does
     #[arg(short = 'p')]
     progress: bool,
@@ -69,8 +78,18 @@ pub struct Args {
 /// The input or an output is at fault.
 pub fn run(args: &Args, report: Arc<dyn Report>) -> Result<(), Error> {
     let begun = Instant::now();
+    if args.bitmaps {
+        let error = Error::usage("Persistent bitmaps are not copied");
+        return Err(error.hint("Leave --bitmaps out; kvmbake info lists the bitmaps of an image"));
+    }
     let mut encodings = encodings::of(&args.outputs, &args.output_formats)?;
-    encodings::apply(&mut encodings, &args.options, args.compress)?;
+    let mut options = args.options.clone();
+    for (key, value) in
+        [("backing_file", &args.backing_file), ("backing_fmt", &args.backing_format)]
+    {
+        options.extend(value.as_ref().map(|value| format!("{key}={value}")));
+    }
+    encodings::apply(&mut encodings, &options, args.compress)?;
     let time = source_date_epoch()?;
     let mut open = args.allowed.options(args.input_format);
     open.scratch = args.outputs.first().map(|output| folder(output).to_owned());

@@ -1,18 +1,33 @@
 //! The command line: one file a subcommand, each with its arguments and one function.
 
 mod cache;
+mod cells;
 mod check;
 mod compare;
+mod completions;
+mod console;
 mod convert;
 mod doctor;
 mod encodings;
 mod image;
+mod import;
 mod info;
+mod init;
+mod man;
 mod measure;
+mod nc;
 mod output;
 mod plan;
+mod ps;
+mod retry;
 mod run;
+mod schema;
 mod shell;
+mod ssh;
+mod starter;
+mod stop;
+mod test;
+mod the_build;
 mod validate;
 mod watch;
 
@@ -23,8 +38,8 @@ use clap::{Parser, Subcommand};
 
 use crate::build::{Cancel, Inputs, Options, Plan, Position};
 use crate::error::{Blame, Error};
-use crate::profile::Given;
-use crate::report::{self, Redacted, Report};
+use crate::profile::{Given, Profile};
+use crate::report::{self, OfCell, Redacted, Report};
 use crate::secret::Secrets;
 
 /// Bake VM images on /dev/kvm with one binary: no root, no QEMU.
@@ -49,7 +64,14 @@ enum Command {
     Run(run::Args),
     Plan(plan::Args),
     Shell(shell::Args),
+    Test(test::Args),
     Watch(watch::Args),
+    Ps(ps::Args),
+    Ssh(ssh::Args),
+    Console(console::Args),
+    Retry(retry::Args),
+    Stop(stop::Args),
+    Nc(nc::Args),
     Validate(validate::Args),
     Convert(convert::Args),
     Info(info::Args),
@@ -57,6 +79,11 @@ enum Command {
     Compare(compare::Args),
     Measure(measure::Args),
     Cache(cache::Args),
+    Init(init::Args),
+    Import(import::Args),
+    Schema(schema::Args),
+    Man(man::Args),
+    Completions(completions::Args),
     Doctor(doctor::Args),
 }
 
@@ -68,13 +95,26 @@ pub fn main() -> u8 {
     let secrets = Secrets::default();
     let reporter: Arc<dyn Report> = Redacted::new(report::for_process(json), secrets.clone());
     let result = match cli.command {
-        Command::Run(args) => run::run(&args, Arc::clone(&reporter), &secrets),
+        Command::Run(args) => match run::run(&args, Arc::clone(&reporter), &secrets) {
+            Ok(code) => return code,
+            Err(error) => Err(error),
+        },
         Command::Plan(args) => plan::run(&args, Arc::clone(&reporter), &secrets),
         Command::Shell(args) => match shell::run(&args, Arc::clone(&reporter), &secrets) {
             Ok(code) => return code,
             Err(error) => Err(error),
         },
+        Command::Test(args) => test::run(&args, Arc::clone(&reporter), &secrets),
         Command::Watch(args) => watch::run(&args, Arc::clone(&reporter), &secrets),
+        Command::Ps(args) => ps::run(&args),
+        Command::Ssh(args) => match ssh::run(&args) {
+            Ok(code) => return code,
+            Err(error) => Err(error),
+        },
+        Command::Console(args) => console::run(&args),
+        Command::Retry(args) => retry::run(&args),
+        Command::Stop(args) => stop::run(&args),
+        Command::Nc(args) => nc::run(&args),
         Command::Validate(args) => validate::run(&args, Arc::clone(&reporter), &secrets),
         Command::Convert(args) => convert::run(&args, Arc::clone(&reporter)),
         Command::Info(args) => info::run(&args),
@@ -82,6 +122,11 @@ pub fn main() -> u8 {
         Command::Compare(args) => compare::run(&args, Arc::clone(&reporter)),
         Command::Measure(args) => measure::run(&args, &*reporter),
         Command::Cache(args) => cache::run(&args),
+        Command::Init(args) => init::run(&args),
+        Command::Import(args) => import::run(&args),
+        Command::Schema(args) => schema::run(&args),
+        Command::Man(args) => man::run(&args),
+        Command::Completions(args) => completions::run(&args),
         Command::Doctor(args) => doctor::run(&args),
     };
     match result {
@@ -94,7 +139,7 @@ pub fn main() -> u8 {
 }
 
 /// The profile, and what it is given.
-#[derive(Debug, clap::Args)]
+#[derive(Debug, Clone, clap::Args)]
 struct ProfileArgs {
     /// The profile
     #[arg(value_name = "PROFILE")]
@@ -105,12 +150,16 @@ struct ProfileArgs {
     /// Takes values from a TOML or JSON file; may be repeated, later files replace earlier ones
     #[arg(long = "var-file", value_name = "FILE")]
     files: Vec<PathBuf>,
+    /// Takes this cell of the profile's [matrix] alone: its name, or AXIS=VALUE,…; may be repeated
+    #[arg(long = "cell", value_name = "CELL")]
+    cells: Vec<String>,
 }
 
 impl ProfileArgs {
     /// Returns what the profile is given. Values on the command line replace those of files.
     fn given(&self, secrets: &Secrets) -> Result<Given, Error> {
         let mut given = Given::of_process(secrets);
+        given.cells = self.cells.clone();
         for file in &self.files {
             given.read_file(file).map_err(Error::input)?;
         }
@@ -124,6 +173,21 @@ impl ProfileArgs {
         let mut inputs = Inputs::of(&self.profile, &given);
         self.files.iter().for_each(|file| inputs.add(file));
         inputs
+    }
+
+    /// Returns a plan for each cell of the profile's matrix; one for a profile without.
+    fn plans(
+        &self,
+        report: &Arc<dyn Report>,
+        secrets: &Secrets,
+        cancel: &Cancel,
+    ) -> Result<Vec<Arc<Plan>>, Error> {
+        let of_cell = |profile: &Profile| match &profile.cell {
+            Some(cell) => OfCell::new(Arc::clone(report), cell.name(), None) as Arc<dyn Report>,
+            None => Arc::clone(report),
+        };
+        let plans = Plan::load_cells(&self.profile, &self.given(secrets)?, of_cell, cancel)?;
+        Ok(plans.into_iter().map(Arc::new).collect())
     }
 
     fn plan(

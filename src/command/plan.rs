@@ -4,7 +4,7 @@ use std::fmt::Write;
 use std::sync::Arc;
 
 use super::{CacheArgs, ProfileArgs, print};
-use crate::build::{Build, Cancel, Position};
+use crate::build::{Build, Cancel, Entry, Outlook, Plan, Position};
 use crate::error::Error;
 use crate::report::{Report, planned, printable};
 use crate::secret::Secrets;
@@ -31,27 +31,44 @@ pub struct Args {
 pub fn run(args: &Args, report: Arc<dyn Report>, secrets: &Secrets) -> Result<(), Error> {
     let cancel = Cancel::default();
     super::stop_on_signal(&cancel)?;
-    let plan = Arc::new(args.profile.plan(&report, secrets, &cancel)?);
-    let options = args.cache.options(&plan)?;
-    let build = Build::new(Arc::clone(&plan), &options, report, cancel)?;
-    let outlook = super::block_on(build.outlook(Position::Sealed))?;
+    let plans = args.profile.plans(&report, secrets, &cancel)?;
+    let mut outlooks = Vec::with_capacity(plans.len());
+    for plan in plans {
+        let options = args.cache.options(&plan)?;
+        let build = Build::new(Arc::clone(&plan), &options, Arc::clone(&report), cancel.clone())?;
+        let outlook = super::block_on(build.outlook(Position::Sealed))?;
+        outlooks.push((plan, outlook));
+    }
     if args.json {
-        let entries: Vec<serde_json::Value> = outlook
-            .entries
-            .iter()
-            .map(|entry| {
-                serde_json::json!({
-                    "position": entry.position.to_string(), "title": entry.title,
-                    "action": entry.action(), "remark": entry.remark(), "details": entry.details(),
-                    "layer": entry.layer().map(|layer| layer.id().to_string()),
-                })
-            })
-            .collect();
+        let entries = outlooks.iter().flat_map(|(plan, outlook)| entries(plan, outlook)).collect();
         let mut entries = serde_json::Value::Array(entries);
         secrets.redact_json(&mut entries);
         return print(&format!("{entries}\n"));
     }
+    let texts: Vec<String> = outlooks.iter().map(|(plan, outlook)| text(plan, outlook)).collect();
+    print(&secrets.redact(&texts.join("\n")))
+}
+
+fn entries(plan: &Plan, outlook: &Outlook) -> Vec<serde_json::Value> {
+    let entry = |entry: &Entry| {
+        let mut value = serde_json::json!({
+            "position": entry.position.to_string(), "title": entry.title,
+            "action": entry.action(), "remark": entry.remark(), "details": entry.details(),
+            "layer": entry.layer().map(|layer| layer.id().to_string()),
+        });
+        if let Some(cell) = &plan.profile.cell {
+            value["cell"] = cell.name().into();
+        }
+        value
+    };
+    outlook.entries.iter().map(entry).collect()
+}
+
+fn text(plan: &Plan, outlook: &Outlook) -> String {
     let mut text = String::new();
+    if let Some(cell) = &plan.profile.cell {
+        let _ = writeln!(text, "{}", cell.name());
+    }
     let base = plan.profile.image.source.value.to_string();
     let _ = writeln!(text, "  {:<6}  {:<7}  {}", "", "base", printable(&base));
     for entry in &outlook.entries {
@@ -64,5 +81,5 @@ pub fn run(args: &Args, report: Arc<dyn Report>, secrets: &Secrets) -> Result<()
     for gone in &outlook.discarded {
         let _ = writeln!(text, "  thrown away: {}", printable(&gone.to_string()));
     }
-    print(&secrets.redact(&text))
+    text
 }

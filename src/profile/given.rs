@@ -24,6 +24,8 @@ pub enum Origin {
 #[derive(Debug, Clone)]
 pub struct Given {
     pub(super) values: BTreeMap<String, (String, Origin)>,
+    /// The cells of the matrix that are asked for; all when there is none.
+    pub cells: Vec<String>,
     /// Looks up a variable of the environment.
     pub environment: fn(&str) -> Option<String>,
     /// When the command began.
@@ -37,6 +39,7 @@ impl Default for Given {
     fn default() -> Given {
         Given {
             values: BTreeMap::new(),
+            cells: Vec::new(),
             environment: |_| None,
             time: SystemTime::UNIX_EPOCH,
             secrets: Secrets::default(),
@@ -49,6 +52,7 @@ impl Given {
     pub fn of_process(secrets: &Secrets) -> Given {
         Given {
             values: BTreeMap::new(),
+            cells: Vec::new(),
             environment: |name| std::env::var(name).ok(),
             time: SystemTime::now(),
             secrets: secrets.clone(),
@@ -105,8 +109,11 @@ impl Given {
     }
 }
 
-/// Reads a text of bounded length.
-pub(super) fn read(path: &Path) -> io::Result<String> {
+/// Reads a text of at most 1 MiB.
+///
+/// # Errors
+/// The file system's; it is larger, or no regular file, or no UTF-8.
+pub fn read(path: &Path) -> io::Result<String> {
     let file = File::open(path)?;
     if !file.metadata()?.is_file() {
         return Err(io::Error::other("not a regular file"));

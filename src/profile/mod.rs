@@ -3,11 +3,17 @@
 
 mod condition;
 mod given;
+mod include;
+mod lan;
+mod matrix;
 pub mod net;
 mod output;
 mod reader;
+pub mod schema;
 mod source;
+mod step;
 mod template;
+mod test;
 pub mod units;
 mod vars;
 
@@ -17,13 +23,22 @@ use std::time::Duration;
 
 use kvmbake_convert::Encoding;
 use kvmbake_disk::Format as DiskFormat;
+use kvmbake_provision::session::SudoPassword;
 use toml::de::DeTable;
 
-pub use given::Given;
+pub use given::{Given, read as read_bounded};
+pub use matrix::{Cell, shortened};
+use matrix::{Matrix, Variant};
 pub use net::Net;
 pub use reader::nearest;
 use reader::{At, Faults, Reader};
-pub use source::{Fault, Place, Source};
+pub use source::{Fault, Place, Source, absolute, folder_of};
+pub use step::{
+    Action, Ansible, AnsibleLocal, Breakpoint, Download, HostCommand, HostPath, OnError, Playbook,
+    Run, Shell, Step, Upload,
+};
+pub use template::is_name as is_variable_name;
+pub use test::Test;
 use vars::Scope;
 
 use crate::checksum::Checksum;
@@ -34,8 +49,6 @@ use crate::secret::Secrets;
 const MINIMUM_MEMORY: u64 = 128 << 20;
 const DEFAULT_MEMORY: u64 = 1 << 30;
 const MAXIMUM_CPUS: i64 = 64;
-const MAXIMUM_RETRIES: i64 = 100;
-const DEFAULT_RETRY_DELAY: Duration = Duration::from_secs(1);
 /// The label of a disk with plain files.
 const DEFAULT_LABEL: &str = "SEED";
 const DEFAULT_SSH_TIMEOUT: Duration = Duration::from_secs(300);
@@ -45,6 +58,8 @@ const DEFAULT_SSH_TIMEOUT: Duration = Duration::from_secs(300);
 pub struct Profile {
     /// The text and where it came from.
     pub source: Source,
+    /// The cell of `[matrix]` that it is for
+    pub cell: Option<Cell>,
     /// `[image]`
     pub image: Image,
     /// `[machine]`
@@ -61,8 +76,12 @@ pub struct Profile {
     pub cache: Cache,
     /// `[[step]]`, but for those that are left out
     pub steps: Vec<Step>,
-    /// The titles of steps whose `when` does not hold
-    pub left_out: Vec<String>,
+    /// The steps that are left out: their titles, and the keys that leave them out
+    pub left_out: Vec<(String, &'static str)>,
+    /// Where to stop between steps
+    pub breakpoints: Vec<Breakpoint>,
+    /// `[[test]]`
+    pub tests: Vec<Test>,
     /// `[[output]]`
     pub outputs: Vec<Output>,
     /// The secrets among its variables.
@@ -91,6 +110,8 @@ pub struct Image {
     pub checksum: Option<Named<Expected>>,
     /// The virtual size to grow to, in bytes.
     pub size: Option<Named<u64>>,
+    /// The virtual size during the build, in bytes; it grows to `size` when it is sealed.
+    pub build_size: Option<Named<u64>>,
     /// Folders below which the base may name other files.
     pub allow_backing: Vec<PathBuf>,
 }
@@ -234,6 +255,8 @@ pub struct Ssh {
     pub user: String,
     /// A private key in OpenSSH form; one is made for the build when absent.
     pub private_key: Option<Named<PathBuf>>,
+    /// What sudo asks the login for.
+    pub sudo_password: Option<SudoPassword>,
     /// How long the guest may take until its first command runs.
     pub timeout: Duration,
 }
@@ -245,53 +268,6 @@ pub struct Cache {
     pub enabled: bool,
     /// Whether layers hold the machine's memory besides its disk.
     pub memory: bool,
-}
-
-/// One step.
-#[derive(Debug)]
-pub struct Step {
-    /// The title a person sees.
-    pub title: String,
-    /// What to run.
-    pub shell: Shell,
-    /// Whether its layer may be kept and used again.
-    pub cache: bool,
-    /// How old its layer may be to be used again.
-    pub max_age: Option<Duration>,
-    /// Where the step stands.
-    pub place: Place,
-}
-
-/// A shell step.
-#[derive(Debug)]
-pub struct Shell {
-    /// The commands or scripts, in order.
-    pub run: Run,
-    /// Environment, in order.
-    pub env: Vec<(String, String)>,
-    /// Whether to run as root through sudo.
-    pub sudo: bool,
-    /// The folder to run in.
-    pub workdir: Option<String>,
-    /// The interpreter of inline commands and of scripts without a `#!` line.
-    pub interpreter: Option<String>,
-    /// Exit codes that count as success.
-    pub expect: Vec<i32>,
-    /// How long one command or script may take.
-    pub timeout: Option<Duration>,
-    /// How often the step is run again when it fails.
-    pub retries: u32,
-    /// How long to wait before that.
-    pub retry_delay: Duration,
-}
-
-/// What a shell step runs.
-#[derive(Debug)]
-pub enum Run {
-    /// Commands, one after the other.
-    Inline(Vec<String>),
-    /// Scripts on the host, one after the other.
-    Scripts(Vec<Named<PathBuf>>),
 }
 
 /// One image to write.
@@ -314,92 +290,115 @@ impl Profile {
         Profile::parse_with(source, &Given::default())
     }
 
-    /// Parses `source`, its variables put in as it is `given` them.
+    /// Parses `source`, its variables put in as it is `given` them. Of a profile with a matrix one cell
+    /// must be asked for.
+    ///
+    /// # Errors
+    /// As [`Profile::cells`]; the profile describes several images.
+    pub fn parse_with(source: Source, given: &Given) -> Result<Profile, Vec<Fault>> {
+        let mut cells = Profile::cells(source, given)?;
+        let count = cells.len();
+        match cells.pop() {
+            Some(profile) if count == 1 => Ok(profile),
+            last => {
+                let names = cells.iter().chain(&last).filter_map(|one| one.cell.as_ref());
+                let names: Vec<String> = names.map(Cell::name).collect();
+                let place = last.map(|profile| profile.source.place(&(0..0)));
+                let place = place.unwrap_or_else(|| Source::new("", "").place(&(0..0)));
+                Err(vec![Fault {
+                    message: format!("The profile's [matrix] has {count} cells, and one is needed"),
+                    place,
+                    hint: Some(format!("Choose by --cell: {}", shortened(&names))),
+                }])
+            }
+        }
+    }
+
+    /// Parses `source` once for each cell of its matrix that it is `given`; once for a profile without.
     ///
     /// # Errors
     /// Every fault found, in the order of their places; never an empty list.
-    pub fn parse_with(source: Source, given: &Given) -> Result<Profile, Vec<Fault>> {
-        let text = source.text().to_string();
-        let document = DeTable::parse(&text).map_err(|error| {
-            let span = error.span().unwrap_or(0..0);
-            vec![Fault {
-                message: format!("Not valid TOML: {}", error.message()),
-                place: source.place(&span),
-                hint: None,
-            }]
-        })?;
+    pub fn cells(source: Source, given: &Given) -> Result<Vec<Profile>, Vec<Fault>> {
+        let texts = source.texts();
+        let root = source.parse(&texts)?;
         let faults = Faults::new(&source);
-        let scope = Scope::new(document.get_ref(), folder_of(&source), given);
+        let scope = |cell| Scope::new(&root, source.folder(), given, cell);
+        let matrix = Matrix::read(&root, given, scope, &faults);
+        let mut told = faults.into_sorted();
+        if !told.is_empty() {
+            return Err(told);
+        }
+        let mut cells = Vec::new();
+        for variant in matrix.chosen(given) {
+            let scope = scope(variant.cell.clone());
+            match Profile::cell(&source, &root, &scope, &matrix, variant, given) {
+                Ok(profile) => cells.push(profile),
+                // What is wrong in all cells is told once.
+                Err(faults) => {
+                    let new = faults.into_iter().filter(|fault| !told.contains(fault));
+                    told.extend(new.collect::<Vec<_>>());
+                }
+            }
+        }
+        if !told.is_empty() {
+            told.sort_by_key(|fault| fault.place.order());
+            return Err(told);
+        }
+        Ok(cells)
+    }
+
+    fn cell(
+        source: &Source,
+        root: &DeTable<'_>,
+        scope: &Scope<'_>,
+        matrix: &Matrix,
+        variant: &Variant,
+        given: &Given,
+    ) -> Result<Profile, Vec<Fault>> {
+        let faults = Faults::new(source);
         scope.check(&faults);
-        let context = Context { source: &source, secrets: &given.secrets };
-        let root = Reader::new(document.get_ref(), 0..0, "the profile", &faults);
-        let root = root.with_scope(Some(&scope));
+        let context = Context { source, matrix, variant, secrets: &given.secrets };
+        let root = Reader::new(root, 0..0, "the profile", &faults).with_scope(Some(scope));
         if root.value("vars").is_some_and(|vars| vars.get_ref().as_table().is_none()) {
             root.table("vars");
         }
-        let parts = context.profile(&root);
+        // Both were read before all else.
+        root.value("include");
+        root.value("matrix");
+        let profile = context.profile(&root);
         root.finish();
         let faults = faults.into_sorted();
-        match parts {
-            Some(parts) if faults.is_empty() => {
-                Ok(parts.into_profile(source, given.secrets.clone()))
-            }
+        match profile {
+            Some(profile) if faults.is_empty() => Ok(profile),
             _ => Err(faults),
         }
     }
 
     /// Returns the folder that relative paths start from.
     pub fn folder(&self) -> &Path {
-        folder_of(&self.source)
+        self.source.folder()
     }
-}
 
-fn folder_of(source: &Source) -> &Path {
-    source.path().parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."))
-}
-
-/// A profile but for its text, which is borrowed while it is read.
-struct Parts {
-    image: Image,
-    machine: Machine,
-    boot: Boot,
-    seed: Seed,
-    ssh: Ssh,
-    net: Net,
-    cache: Cache,
-    steps: Vec<Step>,
-    left_out: Vec<String>,
-    outputs: Vec<Output>,
-}
-
-impl Parts {
-    fn into_profile(self, source: Source, secrets: Secrets) -> Profile {
-        let Parts { image, machine, boot, seed, ssh, net, cache, steps, left_out, outputs } = self;
-        Profile {
-            source,
-            image,
-            machine,
-            boot,
-            seed,
-            ssh,
-            net,
-            cache,
-            steps,
-            left_out,
-            outputs,
-            secrets,
+    /// Returns the path by which its last run is remembered, which each cell has for itself.
+    pub fn identity(&self) -> PathBuf {
+        let mut path = self.source.path().as_os_str().to_owned();
+        if let Some(cell) = &self.cell {
+            path.push(format!("#{}", cell.name()));
         }
+        path.into()
     }
 }
 
 /// What reading needs besides the table at hand.
 struct Context<'s> {
     source: &'s Source,
+    matrix: &'s Matrix,
+    variant: &'s Variant,
     secrets: &'s Secrets,
 }
 
 impl Context<'_> {
-    fn profile(&self, root: &Reader<'_, '_>) -> Option<Parts> {
+    fn profile(&self, root: &Reader<'_, '_>) -> Option<Profile> {
         let image = root.table("image").map(|reader| self.image(reader));
         if root.value("image").is_none() {
             root.fault_with_hint(
@@ -414,18 +413,41 @@ impl Context<'_> {
         let ssh = self.ssh(root.table("ssh"));
         let net = self.net(root.table("net"));
         let cache = cache(root.table("cache"));
-        let (mut steps, mut left_out) = (Vec::new(), Vec::new());
-        for (step, held) in root.tables("step").into_iter().filter_map(|one| self.step(one)) {
-            match held {
-                true => steps.push(step),
-                false => left_out.push(step.title),
+        let (mut steps, mut left_out, mut breakpoints) = (Vec::new(), Vec::new(), Vec::new());
+        for table in root.tables("step") {
+            if table.value(step::BREAKPOINT).is_some() {
+                breakpoints.extend(self.breakpoint(table, steps.len()));
+                continue;
+            }
+            match self.step(table) {
+                Some((step, Ok(()))) => steps.push(step),
+                Some((step, Err(key))) => left_out.push((step.title, key)),
+                None => {}
             }
         }
+        let tests = root.tables("test").into_iter();
+        let tests = tests.filter_map(|one| self.test(one, &net.lan)).collect();
         let image = image.flatten();
         let outputs = self.outputs(root, image.as_ref().map_or("image", |image| &image.name));
         let image = image?;
         let ssh = ssh?;
-        Some(Parts { image, machine, boot, seed, ssh, net, cache, steps, left_out, outputs })
+        Some(Profile {
+            source: self.source.clone(),
+            cell: self.variant.cell.clone(),
+            secrets: self.secrets.clone(),
+            image,
+            machine,
+            boot,
+            seed,
+            ssh,
+            net,
+            cache,
+            steps,
+            left_out,
+            breakpoints,
+            tests,
+            outputs,
+        })
     }
 
     fn named<T>(&self, at: At<T>) -> Named<T> {
@@ -433,18 +455,22 @@ impl Context<'_> {
     }
 
     fn path(&self, at: At<String>) -> Named<PathBuf> {
-        let value = folder_of(self.source).join(&at.value);
+        let value = self.source.folder_at(&at.span).join(&at.value);
         Named { value, place: self.source.place(&at.span) }
     }
 
     fn image(&self, reader: Reader<'_, '_>) -> Option<Image> {
-        let name = reader.required_string("name");
+        let name = reader
+            .required_string("name")
+            .map(|At { value, span }| At { value: self.matrix.name_of(self.variant, value), span });
         let name = name.and_then(|name| self.file_name(&reader, "name", name));
         let source = self.base_source(&reader);
         let format = reader.parsed("format", |text| {
             text.parse().map_err(|_| format!("`{text}` is no base format; known are qcow2 and raw"))
         });
-        let checksum = reader.parsed("checksum", |text| self.expected(text));
+        let span = reader.value("checksum").map_or(0..0, |value| value.span());
+        let folder = self.source.folder_at(&span);
+        let checksum = reader.parsed("checksum", |text| self.expected(text, folder));
         if let (Some(source), None) = (&source, reader.value("checksum"))
             && matches!(source.value, BaseSource::Urls(_))
         {
@@ -456,11 +482,22 @@ impl Context<'_> {
             );
         }
         let size = reader.size("size");
-        if let Some(size) = &size
-            && size.value % 512 != 0
-        {
-            reader.fault(&size.span, "`size` must be a multiple of 512 bytes");
+        let build_size = reader.size("build_size");
+        for (key, size) in [("size", &size), ("build_size", &build_size)] {
+            if let Some(size) = size
+                && size.value % 512 != 0
+            {
+                reader.fault(&size.span, format!("`{key}` must be a multiple of 512 bytes"));
+            }
         }
+        if let (Some(size), Some(build_size)) = (&size, &build_size)
+            && build_size.value > size.value
+        {
+            reader.fault(&build_size.span, "`build_size` is larger than `size`");
+        }
+        let shared = self.variant.build_size.zip(size.as_ref());
+        let shared = shared.map(|(value, size)| At { value, span: size.span.clone() });
+        let build_size = build_size.or(shared);
         let allow_backing = reader.strings("allow_backing").unwrap_or_default();
         reader.finish();
         Some(Image {
@@ -469,6 +506,7 @@ impl Context<'_> {
             format: format.map(|at| at.value),
             checksum: checksum.map(|at| self.named(at)),
             size: size.map(|at| self.named(at)),
+            build_size: build_size.map(|at| self.named(at)),
             allow_backing: allow_backing.into_iter().map(|at| self.path(at).value).collect(),
         })
     }
@@ -489,7 +527,7 @@ impl Context<'_> {
         if let [only] = &texts[..]
             && !Url::is_meant(&only.value)
         {
-            let path = folder_of(self.source).join(&only.value);
+            let path = self.source.folder_at(&only.span).join(&only.value);
             return Some(At { value: BaseSource::File(path), span });
         }
         let mut urls = Vec::with_capacity(texts.len());
@@ -519,7 +557,7 @@ impl Context<'_> {
     }
 
     /// What stands before a colon is an algorithm, unless a path or a URL begins so.
-    fn expected(&self, text: &str) -> Result<Expected, String> {
+    fn expected(&self, text: &str, folder: &Path) -> Result<Expected, String> {
         if text == "none" {
             return Ok(Expected::Unchecked);
         }
@@ -532,7 +570,7 @@ impl Context<'_> {
             None => Checksum::from_digits(text).is_none(),
         };
         if is_path {
-            return Ok(Expected::ListFile(folder_of(self.source).join(text)));
+            return Ok(Expected::ListFile(folder.join(text)));
         }
         text.parse().map(Expected::Checksum)
     }
@@ -662,6 +700,7 @@ impl Context<'_> {
             return Some(Ssh {
                 user: "root".into(),
                 private_key: None,
+                sudo_password: None,
                 timeout: DEFAULT_SSH_TIMEOUT,
             });
         };
@@ -669,89 +708,18 @@ impl Context<'_> {
         let ssh = Ssh {
             user,
             private_key: reader.string("private_key").map(|at| self.path(at)),
+            sudo_password: reader.string("sudo_password").and_then(|at| {
+                self.secrets.add(&at.value);
+                let password = SudoPassword::new(at.value);
+                if password.is_none() {
+                    reader.fault(&at.span, "`sudo_password` must be one line of text");
+                }
+                password
+            }),
             timeout: reader.duration("timeout").map_or(DEFAULT_SSH_TIMEOUT, |at| at.value),
         };
         reader.finish();
         Some(ssh)
-    }
-
-    /// Reads a step, and whether it is to be done.
-    fn step(&self, reader: Reader<'_, '_>) -> Option<(Step, bool)> {
-        let name = reader.string("name");
-        let value = reader.value("shell");
-        let shell = match value {
-            None => {
-                reader.fault_with_hint(&reader.span(), "The step does nothing", "Give it `shell`");
-                None
-            }
-            Some(value) => match reader.table_of("shell", value) {
-                Some(table) => self.shell(table),
-                None => reader
-                    .strings_of("shell", value)
-                    .and_then(|commands| inline(&reader, commands, &value.span()).map(Shell::of)),
-            },
-        };
-        let place = self.source.place(&value.map_or(reader.span(), |value| value.span()));
-        let cache = reader.bool("cache").unwrap_or(true);
-        let max_age = reader.duration("max_age");
-        if let (Some(max_age), false) = (&max_age, cache) {
-            reader.fault(&max_age.span, "A step with `cache = false` has no `max_age`");
-        }
-        let held = reader.condition("when").unwrap_or(true);
-        reader.finish();
-        let shell = shell?;
-        let title = name.map_or_else(|| shell.title(self.secrets), |at| at.value);
-        let title = self.secrets.redact(&title).into_owned();
-        let max_age = max_age.map(|at| at.value);
-        Some((Step { title, shell, cache, max_age, place }, held))
-    }
-
-    fn shell(&self, reader: Reader<'_, '_>) -> Option<Shell> {
-        let commands = reader.strings("inline");
-        let script = reader.string("script").map(|at| vec![at]);
-        let scripts = reader.strings("scripts");
-        let given = [commands.is_some(), script.is_some(), scripts.is_some()];
-        let run = match (commands, script.or(scripts)) {
-            (Some(commands), None) => inline(&reader, commands, &reader.span()),
-            (None, Some(paths)) if given.iter().filter(|is| **is).count() == 1 => {
-                Some(Run::Scripts(paths.into_iter().map(|at| self.path(at)).collect()))
-            }
-            _ => {
-                reader.fault(
-                    &reader.span(),
-                    "`shell` needs exactly one of `inline`, `script` and `scripts`",
-                );
-                None
-            }
-        };
-        let env = reader.string_map("env").into_iter();
-        let env: Vec<(String, String)> = env.map(|(name, at)| (name, at.value)).collect();
-        for (name, _) in &env {
-            let valid = name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_')
-                && !name.starts_with(|c: char| c.is_ascii_digit());
-            if name.is_empty() || !valid {
-                reader.fault(&reader.span(), format!("`{name}` in `env` is no name of a variable"));
-            }
-        }
-        let shell = Shell {
-            run: run.unwrap_or(Run::Inline(Vec::new())),
-            env,
-            sudo: reader.bool("sudo").unwrap_or(false),
-            workdir: reader.string("workdir").map(|at| at.value),
-            interpreter: reader.string("shell").map(|at| at.value),
-            expect: reader.integers("expect", 0..=255).map_or_else(
-                || vec![0],
-                |codes| codes.into_iter().map(|code| code as i32).collect(),
-            ),
-            timeout: reader.duration("timeout").map(|at| at.value),
-            retries: reader
-                .integer("retries", 0..=MAXIMUM_RETRIES)
-                .and_then(|at| u32::try_from(at.value).ok())
-                .unwrap_or(0),
-            retry_delay: reader.duration("retry_delay").map_or(DEFAULT_RETRY_DELAY, |at| at.value),
-        };
-        reader.finish();
-        Some(shell)
     }
 }
 
@@ -762,66 +730,6 @@ fn cache(reader: Option<Reader<'_, '_>>) -> Cache {
     cache.memory = reader.bool("memory").unwrap_or(cache.memory);
     reader.finish();
     cache
-}
-
-fn inline(
-    reader: &Reader<'_, '_>,
-    commands: Vec<At<String>>,
-    span: &std::ops::Range<usize>,
-) -> Option<Run> {
-    if commands.iter().all(|command| command.value.trim().is_empty()) {
-        reader.fault(span, "There is no command to run");
-        return None;
-    }
-    Some(Run::Inline(commands.into_iter().map(|at| at.value).collect()))
-}
-
-impl Shell {
-    /// A step of inline commands with every other setting at its default.
-    fn of(run: Run) -> Shell {
-        let expect = vec![0];
-        Shell {
-            run,
-            env: Vec::new(),
-            sudo: false,
-            workdir: None,
-            interpreter: None,
-            expect,
-            timeout: None,
-            retries: 0,
-            retry_delay: DEFAULT_RETRY_DELAY,
-        }
-    }
-
-    /// What to call the step when it has no name.
-    fn title(&self, secrets: &Secrets) -> String {
-        match &self.run {
-            Run::Inline(commands) => {
-                let first = commands.iter().find(|command| !command.trim().is_empty());
-                let first = first.map_or("", |command| command.trim().lines().next().unwrap_or(""));
-                let more = if commands.len() > 1 {
-                    format!(" (+{})", commands.len() - 1)
-                } else {
-                    String::new()
-                };
-                // Hidden before it is cut, so that no part of a secret stays.
-                format!("{}{more}", shortened(&secrets.redact(first), 60))
-            }
-            Run::Scripts(paths) => {
-                let name = |path: &Named<PathBuf>| {
-                    path.value.file_name().unwrap_or_default().to_string_lossy().into_owned()
-                };
-                paths.iter().map(name).collect::<Vec<_>>().join(", ")
-            }
-        }
-    }
-}
-
-fn shortened(text: &str, width: usize) -> String {
-    if text.chars().count() <= width {
-        return text.to_string();
-    }
-    text.chars().take(width - 1).chain(['…']).collect()
 }
 
 #[cfg(test)]

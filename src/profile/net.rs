@@ -3,12 +3,13 @@
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::path::PathBuf;
 
-use kvmbake_net::{NatConfig, Protocol, Rule, Rules};
+use kvmbake_net::{Protocol, Rule, Rules};
 
+use super::lan::Lan;
 use super::reader::{At, Reader};
 use super::{Context, Named, Place};
 
-/// Where `serve` is.
+/// Where `serve` is in the default network.
 pub const SERVE: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(10, 0, 2, 100), 80);
 /// The least limit, in bytes a second: below it nothing gets anywhere.
 const LEAST_RATE: u64 = 1024;
@@ -16,6 +17,8 @@ const LEAST_RATE: u64 = 1024;
 /// What the guest's network offers.
 #[derive(Debug, Default)]
 pub struct Net {
+    /// The network itself.
+    pub lan: Lan,
     /// Whether 10.0.2.2 leads to the host's loopback.
     pub host_loopback: bool,
     /// The resolver behind 10.0.2.3, when it is not the host's.
@@ -82,10 +85,12 @@ impl Context<'_> {
     pub(super) fn net(&self, reader: Option<Reader<'_, '_>>) -> Net {
         let mut net = Net::default();
         let Some(reader) = reader else { return net };
+        net.lan = Lan::read(&reader);
+        let serve = SocketAddrV4::new(net.lan.serve(), SERVE.port());
         if let Some(folder) = reader.string("serve").map(|at| self.path(at)) {
             let place = folder.place.clone();
             let target = Target::Folder { path: folder, writable: false };
-            net.forwards.push(Forward { at: SERVE, target, place });
+            net.forwards.push(Forward { at: serve, target, place });
         }
         net.host_loopback = reader.bool("host_loopback").unwrap_or(false);
         net.dns = reader
@@ -105,10 +110,10 @@ impl Context<'_> {
         net.log = reader.string("log").map(|at| self.path(at));
         net.pcap = reader.string("pcap").map(|at| self.path(at));
         for table in reader.tables("forward") {
-            let Some(forward) = self.forward(table) else { continue };
+            let Some(forward) = self.forward(table, &net.lan) else { continue };
             if net.forwards.iter().any(|other| other.at == forward.at) {
                 let message = format!("Two forwards are at {}", forward.at);
-                let hint = "`serve` is the one at 10.0.2.100:80".to_string();
+                let hint = format!("`serve` is the one at {serve}");
                 self.fault(&reader, &forward.place, message, hint);
             }
             net.forwards.push(forward);
@@ -133,12 +138,12 @@ impl Context<'_> {
         reader.fault_at(place.clone(), message, Some(hint));
     }
 
-    fn forward(&self, reader: Reader<'_, '_>) -> Option<Forward> {
+    fn forward(&self, reader: Reader<'_, '_>, lan: &Lan) -> Option<Forward> {
         if reader.value("at").is_none() {
             let hint = "Such as at = \"10.0.2.101:80\"";
             reader.fault_with_hint(&reader.span(), "The forward has no `at`", hint);
         }
-        let at = reader.parsed("at", address_in_network);
+        let at = reader.parsed("at", |text| address_in_network(text, lan));
         let writable = reader.bool("writable");
         let mut targets: Vec<(&str, Target)> = Vec::new();
         if let Some(path) = reader.string("serve").map(|at| self.path(at)) {
@@ -229,11 +234,12 @@ fn rules(reader: &Reader<'_, '_>, key: &'static str) -> Vec<Rule> {
     parsed.collect()
 }
 
-fn address_in_network(text: &str) -> Result<SocketAddrV4, String> {
+/// Reads an address and port at which something may be put in the guest's network.
+pub(super) fn address_in_network(text: &str, lan: &Lan) -> Result<SocketAddrV4, String> {
     let at: SocketAddrV4 = text
         .parse()
         .map_err(|_| format!("`{text}` is no IPv4 address and port, such as 10.0.2.101:80"))?;
-    let net = NatConfig::default();
+    let net = lan.config();
     let (address, network) = (*at.ip(), format!("{}/{}", net.network(), net.prefix_len));
     if !net.contains(address) || address == net.network() || address == net.broadcast() {
         return Err(format!("{address} is no host's address in the guest's network, {network}"));
@@ -386,6 +392,10 @@ mod tests {
         }
         let twice = forward("at = \"10.0.2.100:80\"\ncontent = \"a\"");
         refused(&format!("serve = \"www\"\n{twice}"), 3, "Two forwards are at 10.0.2.100:80");
+        let elsewhere = forward("at = \"10.0.2.9:80\"\nserve = \"a\"");
+        let network = "network = \"10.9.0.0/24\"\nserve = \"b\"\n";
+        refused(&format!("{network}{elsewhere}"), 4, "the guest's network, 10.9.0.0/24");
+        assert_eq!(parse(network).unwrap().forwards[0].at.to_string(), "10.9.0.100:80");
     }
 
     #[test]

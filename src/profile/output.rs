@@ -7,8 +7,9 @@ use kvmbake_convert::{Encoding, Format, Target};
 use super::reader::{At, Reader, nearest};
 use super::{Context, Output};
 
-/// Files that every build leaves beside its images.
-const TAKEN: [&str; 4] = ["manifest.json", "SHA512SUM.txt", "MD5SUM.txt", "serial.log"];
+/// What a build has in its folder besides images and downloads.
+pub const TAKEN: [&str; 7] =
+    ["manifest.json", "SHA512SUM.txt", "MD5SUM.txt", "serial.log", "net.jsonl", "lock", "overlays"];
 /// Options that make an image depend on another file.
 const NOT_ALONE: [&str; 2] = ["backing_file", "backing_fmt"];
 

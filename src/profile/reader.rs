@@ -5,15 +5,16 @@
 use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::ops::Range;
+use std::path::Path;
 use std::time::Duration;
 
 use toml::Spanned;
-use toml::de::{DeTable, DeValue};
+use toml::de::{DeString, DeTable, DeValue};
 
 use super::condition;
 use super::source::{Fault, Place, Source};
 use super::units;
-use super::vars::Scope;
+use super::vars::{Scope, Variables};
 
 /// A value with the span it was read from.
 #[derive(Debug, Clone)]
@@ -44,14 +45,24 @@ impl<'s> Faults<'s> {
 
     /// Returns the profile's text at `span`.
     pub fn raw(&self, span: &Range<usize>) -> &str {
-        self.source.text().get(span.clone()).unwrap_or_default()
+        self.source.raw(span)
     }
 
     /// Returns the faults in the order of their places.
     pub fn into_sorted(self) -> Vec<Fault> {
         let mut list = self.list.into_inner();
-        list.sort_by_key(|fault| (fault.place.line, fault.place.column));
+        list.sort_by_key(|fault| fault.place.order());
         list
+    }
+
+    /// Returns an empty list for the same source.
+    pub fn of_same_source(&self) -> Faults<'s> {
+        Faults::new(self.source)
+    }
+
+    /// Returns the folder that relative paths at `span` start from.
+    pub fn folder(&self, span: &Range<usize>) -> &Path {
+        self.source.folder_at(span)
     }
 }
 
@@ -105,6 +116,12 @@ impl<'t, 's> Reader<'t, 's> {
         Some(self.expanded(text, value.span()).map(|at| at.value))
     }
 
+    /// Returns what the variables stand for, for a text that is read later; none where strings stand
+    /// for themselves.
+    pub fn variables(&self) -> Option<Variables> {
+        self.scope.map(|scope| scope.values(self.faults))
+    }
+
     /// Returns the raw value of `key`.
     pub fn value(&self, key: &'static str) -> Option<&'t Spanned<DeValue<'t>>> {
         self.asked.borrow_mut().insert(key);
@@ -136,11 +153,19 @@ impl<'t, 's> Reader<'t, 's> {
         self.faults.add(span, message, Some(hint.into()));
     }
 
+    /// Returns what messages call the table: `[net]`, the profile, `upload` in marks.
+    fn called(&self) -> String {
+        match self.name.starts_with('[') || self.name.contains(' ') {
+            true => self.name.clone(),
+            false => format!("`{}`", self.name),
+        }
+    }
+
     fn wrong_type(&self, key: &str, value: &Spanned<DeValue<'_>>, expected: &str) {
         let found = value.get_ref().type_str();
         self.fault(
             &value.span(),
-            format!("`{key}` in {} must be {expected}, not {found}", self.name),
+            format!("`{key}` in {} must be {expected}, not {found}", self.called()),
         );
     }
 
@@ -157,7 +182,7 @@ impl<'t, 's> Reader<'t, 's> {
     /// Reads a string that must be there.
     pub fn required_string(&self, key: &'static str) -> Option<At<String>> {
         if self.value(key).is_none() {
-            self.fault(&self.span, format!("{} has no `{key}`", self.name));
+            self.fault(&self.span, format!("{} has no `{key}`", self.called()));
         }
         self.string(key)
     }
@@ -199,6 +224,16 @@ impl<'t, 's> Reader<'t, 's> {
             self.wrong_type(key, value, "true or false");
             None
         })
+    }
+
+    /// Reads what can only be switched on. Returns whether it is.
+    pub fn true_of(&self, key: &'static str) -> bool {
+        let on = self.bool(key);
+        if on == Some(false) {
+            let span = self.value(key).map_or_else(|| self.span(), Spanned::span);
+            self.fault_with_hint(&span, format!("`{key} = false` does nothing"), "Leave it out");
+        }
+        on == Some(true)
     }
 
     /// Reads a whole number within `range`.
@@ -268,6 +303,20 @@ impl<'t, 's> Reader<'t, 's> {
                 .collect(),
             None => self.integer_of(key, value, range).map(|at| vec![at.value]),
         }
+    }
+
+    /// Reads a table, each of whose values is one string or a list of them.
+    pub fn string_lists(&self, key: &'static str) -> Vec<(At<String>, Vec<At<String>>)> {
+        let Some(value) = self.value(key) else { return Vec::new() };
+        let Some(table) = value.get_ref().as_table() else {
+            self.wrong_type(key, value, "a table of strings");
+            return Vec::new();
+        };
+        let read = |(name, item): (&Spanned<DeString<'_>>, &Spanned<DeValue<'_>>)| {
+            let texts = self.strings_of(name.get_ref(), item)?;
+            Some((At { value: name.get_ref().to_string(), span: name.span() }, texts))
+        };
+        table.iter().filter_map(read).collect()
     }
 
     /// Reads one string or a list of them.
@@ -353,7 +402,13 @@ impl<'t, 's> Reader<'t, 's> {
     pub fn table(&self, key: &'static str) -> Option<Reader<'t, 's>> {
         let value = self.value(key)?;
         match value.get_ref().as_table() {
-            Some(table) => Some(self.below(table, value.span(), format!("[{key}]"))),
+            Some(table) => {
+                let name = match self.name.starts_with('[') {
+                    true => key.to_string(),
+                    false => format!("[{key}]"),
+                };
+                Some(self.below(table, value.span(), name))
+            }
             None => {
                 self.wrong_type(key, value, "a table");
                 None
@@ -365,6 +420,23 @@ impl<'t, 's> Reader<'t, 's> {
     pub fn table_of(&self, name: &str, value: &'t Spanned<DeValue<'t>>) -> Option<Reader<'t, 's>> {
         let table = value.get_ref().as_table()?;
         Some(self.below(table, value.span(), name.to_string()))
+    }
+
+    /// Reads the table at `key`, or the tables of a list there.
+    pub fn one_or_more(&self, key: &'static str) -> Vec<Reader<'t, 's>> {
+        let Some(value) = self.value(key) else { return Vec::new() };
+        let items: Vec<&'t Spanned<DeValue<'t>>> = match value.get_ref().as_array() {
+            Some(items) => items.iter().collect(),
+            None => vec![value],
+        };
+        let mut readers = Vec::with_capacity(items.len());
+        for item in items {
+            match item.get_ref().as_table() {
+                Some(table) => readers.push(self.below(table, item.span(), key.to_string())),
+                None => self.wrong_type(key, item, "a table or a list of tables"),
+            }
+        }
+        readers
     }
 
     /// Reads the list of tables at `key`.
@@ -391,6 +463,8 @@ impl<'t, 's> Reader<'t, 's> {
     /// Ends the reading: every key that nobody asked for is a fault, with the nearest known one.
     pub fn finish(self) {
         let asked = self.asked.borrow();
+        #[cfg(test)]
+        ASKED.with_borrow_mut(|all| all.extend(asked.iter().map(|key| (self.name.clone(), *key))));
         for (key, _) in self.table.iter() {
             let name = key.get_ref().as_ref();
             if asked.contains(name) {
@@ -405,11 +479,23 @@ impl<'t, 's> Reader<'t, 's> {
             };
             self.faults.add(
                 &key.span(),
-                format!("Unknown key `{name}` in {}", self.name),
+                format!("Unknown key `{name}` in {}", self.called()),
                 Some(hint),
             );
         }
     }
+}
+
+#[cfg(test)]
+thread_local! {
+    /// Tables and keys that readers of this thread have asked for.
+    static ASKED: RefCell<BTreeSet<(String, &'static str)>> = RefCell::default();
+}
+
+/// Returns the tables and keys that readers of this thread have asked for.
+#[cfg(test)]
+pub fn asked_keys() -> BTreeSet<(String, &'static str)> {
+    ASKED.take()
 }
 
 fn capitalised(text: &str) -> String {

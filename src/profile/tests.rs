@@ -1,6 +1,8 @@
 //! What a profile may say, and how it is refused.
 
 use super::*;
+use kvmbake_provision::Privilege;
+use kvmbake_provision::step::sysprep::{MachineId, Sysprep};
 
 const SOUND: &str = r#"
 [image]
@@ -53,8 +55,8 @@ fn a_sound_profile_is_read_whole() {
     assert_eq!(profile.ssh.timeout, Duration::from_secs(90));
     assert_eq!(profile.steps[0].title, "apt-get --version (+1)");
     assert_eq!(profile.steps[1].title, "roles");
-    assert_eq!(profile.steps[1].shell.expect, [0, 3]);
-    assert!(profile.steps[1].shell.sudo);
+    assert_eq!(profile.steps[1].shell().expect, [0, 3]);
+    assert_eq!(profile.steps[1].shell().privilege, Privilege::Root);
     let files: Vec<&str> = profile.outputs.iter().map(|output| output.file.as_str()).collect();
     assert_eq!(files, ["web.qcow2", "web.vhd"]);
 }
@@ -141,7 +143,7 @@ fn outputs_take_the_options_of_their_format() {
     let profile = parse(&with_output(lines)).unwrap();
     let encodings: Vec<_> = profile.outputs.iter().map(|output| &output.encoding).collect();
     let Encoding::Vmdk(vmdk) = encodings[1] else { panic!("{encodings:?}") };
-    assert_eq!(vmdk.subformat, kvmbake_convert::VmdkSubformat::StreamOptimized);
+    assert_eq!(vmdk.subformat, Some(kvmbake_convert::VmdkSubformat::StreamOptimized));
     assert_eq!(vmdk.hardware_version, 17);
     let Encoding::Vdi(vdi) = encodings[2] else { panic!("{encodings:?}") };
     assert!(vdi.fixed);
@@ -195,6 +197,12 @@ fn wrong_options_are_refused_with_their_place_and_what_there_is() {
             30,
             "vhd images do not compress",
             Some("qcow2, vmdk and ova do; raw has options.compression"),
+        ),
+        (
+            "format = \"vmdk\"\ncompress = true\noptions.subformat = \"monolithicSparse\"\n",
+            30,
+            "The vmdk option compression does not go with subformat=monolithicSparse",
+            None,
         ),
         (
             "format = \"qcow2\"\nname = \"b\"\noptions = { level = 12 }\n",
@@ -253,7 +261,15 @@ fn an_output_takes_no_name_that_another_file_of_the_build_has() {
                  [[output]]\nformat = \"raw\"\nname = \"web-flat.vmdk\"\n";
     let fault = only_fault(&with_output(lines));
     assert_eq!(fault.message, "Two outputs are called `web-flat.vmdk`");
-    for name in ["manifest.json", "SHA512SUM.txt", "MD5SUM.txt", "serial.log"] {
+    for name in [
+        "manifest.json",
+        "SHA512SUM.txt",
+        "MD5SUM.txt",
+        "serial.log",
+        "net.jsonl",
+        "lock",
+        "overlays",
+    ] {
         let fault = only_fault(&with_output(&format!("format = \"raw\"\nname = \"{name}\"\n")));
         assert_eq!(fault.message, format!("Every build has a `{name}` of its own"));
     }
@@ -308,11 +324,143 @@ fn each_kind_of_seed_takes_its_own_keys() {
 fn the_examples_are_sound() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples");
     let mut given = Given { environment: |_| Some("a value".into()), ..Given::default() };
-    for (file, vars) in [("debian.toml", &[][..]), ("download.toml", &["role"])] {
+    for (file, vars) in
+        [("debian.toml", &[][..]), ("network.toml", &[]), ("download.toml", &["role"])]
+    {
         vars.iter().for_each(|name| given.set(name, "web"));
         let path = folder.join(file);
         let text = std::fs::read_to_string(&path).unwrap();
         let faults = Profile::parse_with(Source::new(&path, text), &given).err();
         assert_eq!(faults, None, "{file}");
     }
+}
+
+/// Returns the profile with another step at its end.
+fn with_step(step: &str) -> String {
+    format!("{SOUND}\n[[step]]\n{step}\n")
+}
+
+#[test]
+fn sysprep_is_switched_piece_by_piece() {
+    let read = |step: &str| match parse(&with_step(step)).unwrap().steps.pop().unwrap().action {
+        Action::Sysprep(sysprep) => sysprep,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(read("sysprep = true"), Sysprep::default());
+    let some = read("sysprep = { logs = false, machine_id = false, user = \"debian\" }");
+    assert!(!some.kinds.contains(&"logs") && some.kinds.contains(&"tmp"));
+    assert_eq!((some.machine_id, some.user.as_deref()), (MachineId::Kept, Some("debian")));
+    let some = read("sysprep = { machine_id = \"uninitialized\" }");
+    assert_eq!(some.machine_id, MachineId::Uninitialized);
+    let fault = only_fault(&with_step("sysprep = { log = false }"));
+    assert_eq!(fault.message, "Unknown key `log` in `sysprep`");
+    assert_eq!(fault.hint.as_deref(), Some("Did you mean `logs`?"));
+    let fault = only_fault(&with_step("sysprep = { user = \"root\" }"));
+    assert_eq!(fault.message, "`root` is no user that can be removed");
+    let fault = only_fault(&with_step("sysprep = { machine_id = \"gone\" }"));
+    assert!(fault.message.contains("`gone` is neither"), "{}", fault.message);
+    let fault = only_fault(&with_step("sysprep = false"));
+    assert_eq!(fault.message, "`sysprep = false` does nothing");
+    let fault = only_fault(&with_step("sysprep = \"all\""));
+    assert_eq!(fault.message, "`sysprep` in [[step]] must be true or false, not string");
+}
+
+#[test]
+fn a_wait_is_for_one_thing() {
+    let title = |step: &str| parse(&with_step(step)).unwrap().steps.pop().unwrap().title;
+    assert_eq!(title("wait = { port = 8080 }"), "wait for port 8080");
+    assert_eq!(title("wait = { file = \"/run/x\", timeout = \"1m\" }"), "wait for the file /run/x");
+    assert_eq!(title("wait = { command = \"a b\", sudo = true }"), "wait for `a b`");
+    assert_eq!(title("trim = true"), "trim");
+    assert_eq!(title("vm_bootstrap = { max_retry = 3 }"), "vm_bootstrap");
+    for wrong in ["wait = {}", "wait = { port = 1, file = \"/x\" }"] {
+        let fault = only_fault(&with_step(wrong));
+        assert_eq!(fault.message, "`wait` needs exactly one of `port`, `file` and `command`");
+    }
+    assert!(only_fault(&with_step("wait = { port = 70000 }")).message.contains("65535"));
+}
+
+#[test]
+fn what_follows_a_failure_is_one_of_five_words() {
+    let read = |value: &str| {
+        let step = with_step(&format!("shell = \"true\"\non_error = {value}"));
+        parse(&step).map(|mut profile| profile.steps.pop().unwrap().on_error)
+    };
+    for (value, expected) in [
+        ("\"abort\"", OnError::Abort),
+        ("\"ignore\"", OnError::Ignore),
+        ("\"retry\"", OnError::Retry(1)),
+        ("{ retry = 3 }", OnError::Retry(3)),
+        ("\"keep\"", OnError::Keep),
+        ("\"shell\"", OnError::Shell),
+    ] {
+        assert_eq!(read(value).unwrap(), expected);
+    }
+    for wrong in ["\"stop\"", "{}", "{ retry = 0 }", "true"] {
+        assert_eq!(read(wrong).unwrap_err().len(), 1, "{wrong}");
+    }
+    assert_eq!(parse(SOUND).unwrap().steps[0].on_error, OnError::Abort);
+}
+
+#[test]
+fn a_test_asks_one_thing() {
+    use kvmbake_provision::assertion::Assertion;
+    let read = |test: &str| parse(&format!("{SOUND}\n[[test]]\n{test}\n"));
+    let one = |test: &str| read(test).unwrap().tests.pop().unwrap();
+    let test = one(
+        "shell = \"nginx -t\"\nexpect = [0, 2]\ncontains = \"ok\"\nsudo = true\ntimeout = \"5s\"",
+    );
+    let shell = Assertion::Shell {
+        command: "nginx -t".into(),
+        expect: vec![0, 2],
+        contains: Some("ok".into()),
+    };
+    assert_eq!((test.assertion, test.sudo, test.timeout), (shell, true, Duration::from_secs(5)));
+    let file = Assertion::File { path: "/a".into(), mode: Some(0o644), contains: None };
+    assert_eq!(one("file = \"/a\"\nmode = \"0644\"").assertion, file);
+    assert_eq!(one("absent = \"/a\"").title, "no /a");
+    assert_eq!(one("service = \"ssh\"\nname = \"login\"").title, "login");
+    assert_eq!(one("port = 22").assertion, Assertion::Port(22));
+    assert_eq!(one("bootstrap = { fails = 3 }").assertion, Assertion::Bootstrap { fails: 3 });
+    assert!(read("port = 22\nwhen = \"'a' == 'b'\"").unwrap().tests.is_empty());
+    for (wrong, message) in [
+        ("name = \"x\"", "A test needs exactly one of"),
+        ("port = 1\nfile = \"/a\"", "A test needs exactly one of"),
+        ("port = 22\nmode = \"0644\"", "Unknown key `mode`"),
+        ("file = \"/a\"\nmode = \"rw\"", "`rw` is no mode"),
+        ("bootstrap = {}", "`bootstrap` needs `fails`"),
+        (
+            "bootstrap = { fails = 1 }\n[net]\nnetwork = \"192.168.7.0/24\"",
+            "The script of `bootstrap` cannot be at 10.0.2.100:80: 10.0.2.100 is no host's address",
+        ),
+    ] {
+        let faults = read(wrong).unwrap_err();
+        assert!(faults[0].message.contains(message), "{faults:#?}");
+    }
+}
+
+#[test]
+fn a_shell_step_has_the_rights_that_it_names_and_sudo_a_password() {
+    let privilege = |keys: &str| {
+        let profile = parse(&with_step(&format!("shell = {{ inline = \"true\"{keys} }}"))).unwrap();
+        profile.steps.last().unwrap().shell().privilege.clone()
+    };
+    assert_eq!(privilege(""), Privilege::Login);
+    assert_eq!(privilege(", sudo = true"), Privilege::Root);
+    assert_eq!(privilege(", user = \"www-data\""), Privilege::User("www-data".into()));
+    for (keys, message) in [
+        ("sudo = true, user = \"a\"", "`sudo` is for root"),
+        ("user = \"-u root\"", "`-u root` is no name of a user"),
+    ] {
+        let fault = only_fault(&with_step(&format!("shell = {{ inline = \"true\", {keys} }}")));
+        assert!(fault.message.contains(message), "{fault:?}");
+    }
+    let ssh = |password: &str| {
+        let key = format!("user = \"debian\"\nsudo_password = \"{password}\"");
+        SOUND.replace("user = \"debian\"", &key)
+    };
+    let profile = parse(&ssh("hunter 2")).unwrap();
+    assert!(profile.ssh.sudo_password.is_some());
+    assert_eq!(profile.secrets.redact("it is hunter 2"), "it is ***");
+    assert!(only_fault(&ssh("a\\nb")).message.contains("one line"));
 }

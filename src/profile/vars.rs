@@ -3,15 +3,19 @@
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
+use std::fmt;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use super::given::{self, Given, Origin};
+use super::matrix::Cell;
 use super::reader::{Faults, Reader, nearest};
+use super::source::absolute;
 use super::template::{self, Piece};
 use super::units;
 use crate::calendar::rfc3339;
@@ -24,6 +28,7 @@ const BUILT_IN: [&str; 4] = ["build.name", "build.time", "build.dir", "image.siz
 pub struct Scope<'t> {
     root: &'t DeTable<'t>,
     given: &'t Given,
+    cell: Option<Cell>,
     folder: PathBuf,
     /// What is being looked up, so that what names itself is noticed.
     active: RefCell<Vec<String>>,
@@ -31,20 +36,69 @@ pub struct Scope<'t> {
     known: RefCell<BTreeMap<String, Option<String>>>,
 }
 
+/// The values of a profile's variables, for texts that are read later.
+#[derive(Clone)]
+pub struct Variables {
+    known: Arc<BTreeMap<String, String>>,
+    environment: fn(&str) -> Option<String>,
+}
+
+impl fmt::Debug for Variables {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} variables", self.known.len())
+    }
+}
+
+impl Variables {
+    /// Puts the variables into `text`.
+    ///
+    /// # Errors
+    /// A sentence with the line: braces that hold no name, or a variable that is not there.
+    pub fn render(&self, text: &str) -> Result<String, String> {
+        let line = |opening: usize| {
+            let at = template::place(text, opening).unwrap_or(text.len());
+            1 + text[..at].matches('\n').count()
+        };
+        let pieces = template::pieces(text).map_err(|misplaced| {
+            format!("line {}: {}", line(misplaced.opening), misplaced.message)
+        })?;
+        let mut whole = String::with_capacity(text.len());
+        for (piece, opening) in pieces {
+            match piece {
+                Piece::Text(text) => whole.push_str(text),
+                Piece::Name(name) => whole.push_str(&self.value(name).ok_or_else(|| {
+                    format!("line {}: there is no variable `{name}`", line(opening))
+                })?),
+            }
+        }
+        Ok(whole)
+    }
+
+    fn value(&self, name: &str) -> Option<String> {
+        let known = self.known.get(name).cloned();
+        known.or_else(|| (self.environment)(name.strip_prefix("env.")?))
+    }
+}
+
 /// One entry of `[vars]`.
 #[derive(Default)]
 struct Definition {
     default: Option<(String, Range<usize>)>,
     env: Option<String>,
-    file: Option<String>,
+    file: Option<(String, Range<usize>)>,
     secret: bool,
 }
 
 impl<'t> Scope<'t> {
-    /// Makes the variables of the profile `root` in `folder`.
-    pub fn new(root: &'t DeTable<'t>, folder: &Path, given: &'t Given) -> Scope<'t> {
-        let folder = std::path::absolute(folder).unwrap_or_else(|_| folder.into());
-        Scope { root, given, folder, active: RefCell::default(), known: RefCell::default() }
+    /// Makes the variables of the profile `root` in `folder`, for one cell of its matrix.
+    pub fn new(
+        root: &'t DeTable<'t>,
+        folder: &Path,
+        given: &'t Given,
+        cell: Option<Cell>,
+    ) -> Scope<'t> {
+        let folder = absolute(folder);
+        Scope { root, given, cell, folder, active: RefCell::default(), known: RefCell::default() }
     }
 
     /// Looks at all of `[vars]`, so that everything that lacks a value is told at once.
@@ -72,6 +126,22 @@ impl<'t> Scope<'t> {
                 hint.map(|known| format!("Did you mean `{known}`?")),
             );
         }
+    }
+
+    /// Returns what all variables stand for. What is at fault is told, and left out.
+    pub fn values(&self, faults: &Faults<'_>) -> Variables {
+        let own = self.own().map(|(name, span, _)| (name, span));
+        let of_image =
+            |key| get(self.root, "image").and_then(|at| get(at.get_ref().as_table()?, key));
+        let built_in = BUILT_IN.into_iter().filter(|name| match *name {
+            "build.name" => of_image("name").is_some(),
+            "image.size" => of_image("size").is_some(),
+            _ => true,
+        });
+        let names = own.chain(built_in.map(|name| (name, 0..0)));
+        let known = names
+            .filter_map(|(name, span)| Some((name.to_string(), self.lookup(name, &span, faults)?)));
+        Variables { known: Arc::new(known.collect()), environment: self.given.environment }
     }
 
     /// Puts the variables into `text`, which stands at `span`. `None` when one is at fault, which is
@@ -138,6 +208,9 @@ impl<'t> Scope<'t> {
             }
             return found;
         }
+        if let Some(axis) = name.strip_prefix("matrix.") {
+            return self.of_cell(axis, span, faults);
+        }
         match name {
             "build.name" => self.in_image("name", span, faults),
             "build.time" => Some(rfc3339(self.time())),
@@ -160,6 +233,23 @@ impl<'t> Scope<'t> {
                 None
             }
         }
+    }
+
+    /// The value of an axis of the matrix.
+    fn of_cell(&self, axis: &str, span: &Range<usize>, faults: &Faults<'_>) -> Option<String> {
+        let found = self.cell.as_ref().and_then(|cell| cell.value(axis)).map(str::to_string);
+        if found.is_none() {
+            let axes = self.cell.iter().flat_map(|cell| &cell.values);
+            let hint = nearest(axis, axes.map(|(axis, _)| axis.as_str()));
+            let hint = hint.map(|near| format!("Did you mean `matrix.{near}`?"));
+            faults.add(span, format!("[matrix] has no axis `{axis}`"), hint);
+        }
+        found
+    }
+
+    /// Returns a string of `[image]`, its variables put in; none when it is not there or at fault.
+    pub fn image_string(&self, key: &str, faults: &Faults<'_>) -> Option<String> {
+        self.in_image(key, &(0..0), faults)
     }
 
     /// The value of an entry of `[vars]`: the command line's, a file's, the environment's, its own.
@@ -217,8 +307,8 @@ impl<'t> Scope<'t> {
         if let Some(found) = env.and_then(|env| (self.given.environment)(env)) {
             return Some(Some(found));
         }
-        if let Some(file) = &definition.file {
-            let path = self.folder.join(file);
+        if let Some((file, span)) = &definition.file {
+            let path = faults.folder(span).join(file);
             return match given::read(&path) {
                 Ok(text) => Some(Some(text.strip_suffix('\n').unwrap_or(&text).to_string())),
                 Err(error) => {
@@ -264,9 +354,9 @@ impl<'t> Scope<'t> {
                     format!("`{key}` of `{name}` in [vars] must be a string"),
                 );
             }
-            text.map(str::to_string)
+            text.map(|text| (text.to_string(), value.span()))
         };
-        definition.env = text("env");
+        definition.env = text("env").map(|(name, _)| name);
         definition.file = text("file");
         text("description");
         if let Some(value) = reader.value("default") {
@@ -323,7 +413,7 @@ fn get<'t>(table: &'t DeTable<'t>, key: &str) -> Option<&'t Spanned<DeValue<'t>>
 }
 
 /// A text, or a number or a boolean as text.
-fn scalar(value: &Spanned<DeValue<'_>>) -> Option<String> {
+pub(super) fn scalar(value: &Spanned<DeValue<'_>>) -> Option<String> {
     let value = value.get_ref();
     value
         .as_str()

@@ -2,6 +2,8 @@
 
 use std::time::{Duration, SystemTime};
 
+use kvmbake_provision::Privilege;
+
 use crate::profile::{Fault, Given, Profile, Run, Source};
 
 const HEAD: &str = "[image]\nname = \"web\"\nsource = \"b\"\nsize = \"2G\"\n";
@@ -13,7 +15,7 @@ fn parse(middle: &str, given: &Given) -> Result<Profile, Vec<Fault>> {
 }
 
 fn command(profile: &Profile, step: usize) -> &str {
-    let Run::Inline(commands) = &profile.steps[step].shell.run else { panic!("no command") };
+    let Run::Inline(commands) = &profile.steps[step].shell().run else { panic!("no command") };
     &commands[0]
 }
 
@@ -65,8 +67,12 @@ fn every_kind_of_key_takes_them() {
     let profile = parse(middle, &given).unwrap();
     assert_eq!((profile.machine.cpus, profile.machine.memory), (3, 2 << 30));
     let step = &profile.steps[0];
-    assert!(step.shell.sudo && step.shell.expect == [7] && step.title == "as 7");
-    assert_eq!(step.shell.env, [("A".to_string(), "7".to_string())]);
+    assert!(
+        step.shell().privilege == Privilege::Root
+            && step.shell().expect == [7]
+            && step.title == "as 7"
+    );
+    assert_eq!(step.shell().env, [("A".to_string(), "7".to_string())]);
     given.set("cpus", "many");
     assert_eq!(parse(middle, &given).unwrap_err()[0].message, "`cpus` must be between 1 and 64");
 }
@@ -160,7 +166,7 @@ fn a_variable_changes_only_the_steps_that_name_it() {
     let mut other = given();
     other.set("a", "2");
     let (one, two) = (parse(middle, &given()).unwrap(), parse(middle, &other).unwrap());
-    let shown = |profile: &Profile, step: usize| format!("{:?}", profile.steps[step].shell);
+    let shown = |profile: &Profile, step: usize| format!("{:?}", profile.steps[step].action);
     assert_eq!(shown(&one, 0), shown(&two, 0));
     assert_ne!(shown(&one, 1), shown(&two, 1));
 }
@@ -172,7 +178,7 @@ fn a_step_whose_condition_does_not_hold_is_left_out() {
         [[step]]\nname = \"two\"\nwhen = \"role == 'web' and env.HOME\"\nshell = \"x\"\n";
     let profile = parse(middle, &given()).unwrap();
     assert_eq!((profile.steps.len(), profile.steps[0].title.as_str()), (1, "two"));
-    assert_eq!(profile.left_out, ["one"]);
+    assert_eq!(profile.left_out, [("one".to_string(), "when")]);
     for (when, message) in [("rloe == 'x'", "no variable `rloe`"), ("role =", "is no condition")] {
         let middle = format!("[vars]\nrole = \"x\"\n[[step]]\nwhen = \"{when}\"\nshell = \"x\"\n");
         let faults = parse(&middle, &given()).unwrap_err();

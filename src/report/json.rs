@@ -19,16 +19,25 @@ impl Json {
     pub fn new() -> Json {
         Json { started: Instant::now() }
     }
-}
 
-impl Report for Json {
-    fn event(&self, event: Event<'_>) {
-        let mut value = object(&event);
+    fn print(&self, mut value: Value) {
         value["elapsed"] = json!(milliseconds(self.started.elapsed()));
         let mut line = value.to_string();
         line.push('\n');
         let mut out = std::io::stdout().lock();
         let _ = out.write_all(line.as_bytes()).and_then(|()| out.flush());
+    }
+}
+
+impl Report for Json {
+    fn event(&self, event: Event<'_>) {
+        self.print(object(&event));
+    }
+
+    fn cell_event(&self, cell: &str, event: Event<'_>) {
+        let mut value = object(&event);
+        value["cell"] = json!(cell);
+        self.print(value);
     }
 }
 
@@ -63,7 +72,22 @@ fn object(event: &Event<'_>) -> Value {
         Event::Done { folder, took, .. } => {
             json!({"event": "done", "folder": folder, "seconds": milliseconds(took)})
         }
+        Event::Kept { error, help } => {
+            let mut value = failure(error);
+            value["event"] = "kept".into();
+            value["help"] = help.into();
+            value
+        }
         Event::Failed(error) => failure(error),
+        Event::Cells(cells) => {
+            let cells = cells.iter().map(|one| {
+                json!({
+                    "cell": one.cell, "result": one.result, "seconds": milliseconds(one.took),
+                    "folder": one.folder,
+                })
+            });
+            json!({"event": "cells", "cells": cells.collect::<Vec<_>>()})
+        }
     }
 }
 

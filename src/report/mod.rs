@@ -1,8 +1,11 @@
 //! All that a person sees of a command: events come in, text goes out. One implementation for a
 //! terminal, one for plain lines, one for JSON; the pipeline does not know which it speaks to.
 
+mod cell;
 mod failure;
 mod json;
+#[cfg(test)]
+mod notes;
 mod plain;
 mod redacted;
 mod terminal;
@@ -11,8 +14,12 @@ use std::io::IsTerminal;
 use std::time::Duration;
 
 use crate::error::Error;
+use crate::profile::units::Elapsed;
 
+pub use cell::OfCell;
 pub use failure::render as render_failure;
+#[cfg(test)]
+pub use notes::Notes;
 pub use redacted::Redacted;
 
 /// The parts of a build, in their order.
@@ -50,6 +57,8 @@ pub enum Stage {
     Image,
     /// Between two runs of `watch`.
     Watch,
+    /// The cells of a matrix, each a build of its own.
+    Cells,
 }
 
 impl Stage {
@@ -72,6 +81,7 @@ impl Stage {
             Stage::Compare => "compare",
             Stage::Image => "image",
             Stage::Watch => "watch",
+            Stage::Cells => "cells",
         }
     }
 }
@@ -146,14 +156,46 @@ pub enum Event<'a> {
         /// How long the whole took.
         took: Duration,
     },
+    /// Something failed in the guest, which stays for a person to look at.
+    Kept {
+        /// What failed.
+        error: &'a Error,
+        /// What a person can do, a line each.
+        help: &'a [String],
+    },
     /// The command failed.
     Failed(&'a Error),
+    /// What became of the cells of a matrix.
+    Cells(&'a [CellResult]),
+}
+
+/// What became of one cell of a matrix.
+#[derive(Debug, Clone, PartialEq)]
+pub struct CellResult {
+    /// Its name.
+    pub cell: String,
+    /// In a word.
+    pub result: &'static str,
+    /// How long it took.
+    pub took: Duration,
+    /// The folder of its images, when there are any.
+    pub folder: Option<String>,
 }
 
 /// Where events go.
 pub trait Report: Send + Sync {
     /// Shows one event.
     fn event(&self, event: Event<'_>);
+
+    /// Shows one event of a cell of a matrix; like any other, unless the report tells cells apart.
+    fn cell_event(&self, _cell: &str, event: Event<'_>) {
+        self.event(event);
+    }
+}
+
+/// Returns a report of plain lines that go to `out`.
+pub fn plain_to(out: Box<dyn std::io::Write + Send>) -> Box<dyn Report> {
+    Box::new(plain::Plain::to(out))
 }
 
 /// Returns the report that fits standard error, or the JSON one on standard output.
@@ -186,6 +228,24 @@ pub fn planned(position: &str, title: &str, remark: &str) -> String {
     printable(&format!("{position:<7}  {cut:<TITLE$}  {remark}"))
 }
 
+/// A table of what became of cells, line by line.
+fn cell_table(cells: &[CellResult]) -> Vec<String> {
+    let width = |longest: &str, text: &dyn Fn(&CellResult) -> usize| {
+        cells.iter().map(text).chain([longest.len()]).max().unwrap_or(0)
+    };
+    let cell_width = width("cell", &|one| one.cell.len());
+    let result_width = width("result", &|one| one.result.len());
+    let line = |cell: &str, result: &str, took: &str, folder: &str| {
+        let text = format!("{cell:<cell_width$}  {result:<result_width$}  {took:>7}  {folder}");
+        text.trim_end().to_string()
+    };
+    let rows = cells.iter().map(|one| {
+        let took = Elapsed(one.took).to_string();
+        line(&one.cell, one.result, &took, one.folder.as_deref().unwrap_or_default())
+    });
+    std::iter::once(line("cell", "result", "time", "folder")).chain(rows).collect()
+}
+
 /// The stage's label, with the step's number.
 fn label(stage: Stage, step: Option<usize>) -> String {
     match step {
@@ -197,6 +257,23 @@ fn label(stage: Stage, step: Option<usize>) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_became_of_cells_is_a_table() {
+        let cells = [("debian-4G", "done", Some("out/a-1")), ("arch-4G", "failed", None)];
+        let cells = cells.map(|(cell, result, folder)| CellResult {
+            cell: cell.into(),
+            result,
+            took: Duration::from_secs(75),
+            folder: folder.map(str::to_string),
+        });
+        let expected = [
+            "cell       result     time  folder",
+            "debian-4G  done     1m 15s  out/a-1",
+            "arch-4G    failed   1m 15s",
+        ];
+        assert_eq!(cell_table(&cells), expected);
+    }
 
     #[test]
     fn a_guest_cannot_drive_the_terminal() {

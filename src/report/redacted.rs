@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{Event, Report};
+use super::{CellResult, Event, Report};
 use crate::error::{Blame, Error, Excerpt};
 use crate::profile::{Fault, Place};
 use crate::secret::Secrets;
@@ -39,32 +39,57 @@ impl Redacted {
 
 impl Report for Redacted {
     fn event(&self, event: Event<'_>) {
+        self.redacted(event, &|event| self.inner.event(event));
+    }
+
+    fn cell_event(&self, cell: &str, event: Event<'_>) {
+        let cell = self.secrets.redact(cell);
+        self.redacted(event, &|event| self.inner.cell_event(&cell, event));
+    }
+}
+
+impl Redacted {
+    /// Gives `event` without secrets to `show`.
+    fn redacted(&self, event: Event<'_>, show: &dyn Fn(Event<'_>)) {
         let text = |text| self.secrets.redact(text);
         match event {
             Event::Planned { action, position, title, remark } => {
                 let (title, remark) = (&text(title), &text(remark));
-                self.inner.event(Event::Planned { action, position, title, remark });
+                show(Event::Planned { action, position, title, remark });
             }
             Event::Started { stage, step, detail } => {
-                self.inner.event(Event::Started { stage, step, detail: &text(detail) });
+                show(Event::Started { stage, step, detail: &text(detail) });
             }
             Event::Finished { stage, step, detail, took } => {
-                self.inner.event(Event::Finished { stage, step, detail: &text(detail), took });
+                show(Event::Finished { stage, step, detail: &text(detail), took });
             }
             Event::Note { stage, text: note } => {
-                self.inner.event(Event::Note { stage, text: &text(note) });
+                show(Event::Note { stage, text: &text(note) });
             }
             Event::Output { step, stderr, line } => {
-                self.inner.event(Event::Output { step, stderr, line: &text(line) });
+                show(Event::Output { step, stderr, line: &text(line) });
             }
-            Event::Progress { .. } => self.inner.event(event),
+            Event::Progress { .. } => show(event),
             Event::Done { folder, artifacts, took } => {
                 let artifacts: Vec<String> =
                     artifacts.iter().map(|line| text(line).into_owned()).collect();
-                self.inner.event(Event::Done { folder, artifacts: &artifacts, took });
+                show(Event::Done { folder, artifacts: &artifacts, took });
             }
-            Event::Failed(error) if error.blame == Blame::Interrupted => self.inner.event(event),
-            Event::Failed(error) => self.inner.event(Event::Failed(&self.error(error))),
+            Event::Failed(error) if error.blame == Blame::Interrupted => show(event),
+            Event::Failed(error) => show(Event::Failed(&self.error(error))),
+            Event::Cells(cells) => {
+                let own = |text: &str| self.secrets.redact(text).into_owned();
+                let shown = |one: &CellResult| CellResult {
+                    cell: own(&one.cell),
+                    folder: one.folder.as_deref().map(own),
+                    ..one.clone()
+                };
+                show(Event::Cells(&cells.iter().map(shown).collect::<Vec<_>>()));
+            }
+            Event::Kept { error, help } => {
+                let help: Vec<String> = help.iter().map(|line| text(line).into_owned()).collect();
+                show(Event::Kept { error: &self.error(error), help: &help });
+            }
         }
     }
 }
@@ -82,6 +107,10 @@ mod tests {
     impl Report for Seen {
         fn event(&self, event: Event<'_>) {
             self.0.lock().unwrap().push_str(&format!("{event:?}\n"));
+        }
+
+        fn cell_event(&self, cell: &str, event: Event<'_>) {
+            self.0.lock().unwrap().push_str(&format!("{cell} {event:?}\n"));
         }
     }
 
@@ -105,10 +134,16 @@ mod tests {
             Event::Note { stage, text },
             Event::Output { step: 1, stderr: false, line: text },
             Event::Done { folder: "out", artifacts: &lines, took },
+            Event::Kept { error: &error, help: &lines },
             Event::Failed(&error),
         ];
-        let count = events.len();
-        events.into_iter().for_each(|event| report.event(event));
+        let cells = [CellResult { cell: text.into(), result: "done", took, folder: None }];
+        let events = events.into_iter().chain([Event::Cells(&cells)]);
+        let count = 2 * 9;
+        for event in events {
+            report.event(event);
+            report.cell_event(text, event);
+        }
         let seen = seen.lock().unwrap();
         assert_eq!(seen.lines().count(), count);
         assert!(!seen.contains("hunter2"), "{seen}");

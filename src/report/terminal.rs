@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
 
-use super::{Event, Report, label, planned, printable, render_failure};
+use super::{Event, Report, cell_table, label, planned, printable, render_failure};
+use crate::error::Error;
 use crate::profile::units::Elapsed;
 
 /// Redraws of the spinner.
@@ -19,6 +20,8 @@ pub struct Terminal {
     /// Whether the bar shows bytes.
     counts: Mutex<bool>,
     started: Instant,
+    /// The cell that the event at hand is of, as it stands before its lines.
+    cell: Mutex<String>,
 }
 
 impl Terminal {
@@ -28,6 +31,7 @@ impl Terminal {
             bar: Mutex::new(ProgressBar::hidden()),
             counts: Mutex::new(false),
             started: Instant::now(),
+            cell: Mutex::default(),
         }
     }
 
@@ -65,18 +69,41 @@ impl Terminal {
         self.replace(bar, true);
     }
 
+    fn failure(&self, error: &Error) {
+        self.replace(ProgressBar::hidden(), false);
+        let text = render_failure(error).replacen("error:", "\x1b[1;31merror:\x1b[0m", 1);
+        let _ = write!(std::io::stderr().lock(), "{text}");
+    }
+
     /// Prints a line above the live one.
     fn line(&self, text: &str) {
         let bar = self.bar();
+        let cell = self.cell.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let text = format!("{cell}{text}");
         if bar.is_hidden() || bar.is_finished() {
             let _ = writeln!(std::io::stderr().lock(), "{text}");
         } else {
-            bar.println(text);
+            bar.println(&text);
         }
     }
 }
 
 impl Report for Terminal {
+    fn cell_event(&self, cell: &str, event: Event<'_>) {
+        // Events of cells come from a thread each; one at a time has its name before its lines.
+        static TURN: Mutex<()> = Mutex::new(());
+        let _turn = TURN.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let call = |name: String| {
+            *self.cell.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = name;
+        };
+        call(format!("\x1b[36m{cell}\x1b[0m "));
+        if matches!(event, Event::Failed(_)) {
+            self.line("\x1b[1;31mfailed\x1b[0m");
+        }
+        self.event(event);
+        call(String::new());
+    }
+
     fn event(&self, event: Event<'_>) {
         match event {
             Event::Planned { action, position, title, remark } => {
@@ -119,10 +146,18 @@ impl Report for Terminal {
                 }
                 self.line(&format!("\x1b[1;32m✓ done\x1b[0m       {folder}  {}", Elapsed(took)));
             }
-            Event::Failed(error) => {
+            Event::Cells(cells) => {
                 self.replace(ProgressBar::hidden(), false);
-                let text = render_failure(error).replacen("error:", "\x1b[1;31merror:\x1b[0m", 1);
-                let _ = write!(std::io::stderr().lock(), "{text}");
+                cell_table(cells).iter().for_each(|row| self.line(row));
+            }
+            Event::Kept { error, help } => {
+                self.failure(error);
+                for line in help {
+                    self.line(&format!("\x1b[33mkept\x1b[0m          {line}"));
+                }
+            }
+            Event::Failed(error) => {
+                self.failure(error);
                 let elapsed = Elapsed(self.started.elapsed());
                 let _ = writeln!(std::io::stderr().lock(), "\x1b[2mafter {elapsed}\x1b[0m");
             }

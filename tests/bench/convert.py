@@ -5,11 +5,14 @@ convert.py KVMBAKE FOLDER [--rounds N] [--only WORD]
 
 FOLDER keeps the two source disks between runs and takes the results: a disk of 4 GiB whose ext4 file
 system holds some 1.6 GiB of this machine's files below /usr, and a sparse one of 64 GiB with 200 MiB of
-them, both as qcow2 that qemu-img wrote. The sources are read before each round, so that the page cache is
-warm, and what an earlier command left to be written back is synced first. The two programs take turns, and
-each column is the median of its rounds: wall seconds, processor seconds (user and system), the results'
+them, both as qcow2 that qemu-img wrote. Each side of each pair begins alike: what an earlier command left to
+be written back is synced; as much memory as the results will fill has been touched and given back, for a
+virtual machine's host takes free memory away, and whoever touches it next waits for it; and the source is
+read, so that the page cache has it. The two programs take turns, and change who begins from pair to pair.
+Each column is the median of its rounds: wall seconds, processor seconds (user and system), the results'
 lengths and what they occupy, and the largest resident set. Like is compared with like: neither program
-verifies or syncs what it wrote, nor takes checksums, unless the row says so.
+verifies or syncs what it wrote, nor takes checksums. In the fan-out, qemu-img runs once for each image, one
+run after the other, and as with us all images are there in the end: none is removed or synced between.
 """
 
 import argparse
@@ -65,31 +68,33 @@ class Cost:
         return Cost(*(middle(name) for name in ("wall", "cpu", "peak", "length", "allocated")))
 
 
-def measure(command, outputs):
-    """Runs the command; its outputs are removed before and after, outside the measurement."""
+def measure(disk, commands, outputs):
+    """Runs the commands, which read `disk`, one after the other. Making things ready, and removing the
+    outputs before and after, are outside the measurement."""
     for path in outputs:
         path.unlink(missing_ok=True)
     os.sync()
-    begun = time.monotonic()
-    child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    errors = child.stderr.read()
-    _, status, usage = os.wait4(child.pid, 0)
-    wall = time.monotonic() - begun
-    child.returncode = os.waitstatus_to_exitcode(status)
-    if child.returncode:
-        sys.exit(f"{' '.join(map(str, command))}: {errors.decode()}")
+    touch(len(outputs) * disk.stat().st_size)
+    warm(disk)
+    wall, cpu, peak = 0, 0, 0
+    for command in commands:
+        begun = time.monotonic()
+        child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        errors = child.stderr.read()
+        _, status, usage = os.wait4(child.pid, 0)
+        wall += time.monotonic() - begun
+        cpu += usage.ru_utime + usage.ru_stime
+        peak = max(peak, usage.ru_maxrss * 1024)
+        child.returncode = os.waitstatus_to_exitcode(status)
+        if child.returncode:
+            sys.exit(f"{' '.join(map(str, command))}: {errors.decode()}")
     # Delayed allocation is over after a sync: only then the blocks are counted truly.
     os.sync()
     stats = [path.stat() for path in outputs]
     for path in outputs:
         path.unlink()
-    return Cost(
-        wall,
-        usage.ru_utime + usage.ru_stime,
-        usage.ru_maxrss * 1024,
-        sum(stat.st_size for stat in stats),
-        sum(stat.st_blocks * 512 for stat in stats),
-    )
+    length = sum(stat.st_size for stat in stats)
+    return Cost(wall, cpu, peak, length, sum(stat.st_blocks * 512 for stat in stats))
 
 
 def stage(tree, total):
@@ -135,9 +140,28 @@ def warm(path):
             pass
 
 
+def touch(length):
+    """Has the host give the machine this much memory, as far as that leaves half of what it has."""
+    with open("/proc/meminfo") as file:
+        available = next(int(line.split()[1]) for line in file if line.startswith("MemAvailable"))
+    length = min(length, available * 1024 // 2)
+    flags = "mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | mmap.MAP_POPULATE"
+    # Another process, because the programs' peaks would inherit ours.
+    code = f"import mmap; mmap.mmap(-1, {length}, flags={flags})"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def pair(number, ours, theirs):
+    """Returns qemu-img's cost and ours; every second time we begin."""
+    if number % 2:
+        we = ours()
+        return theirs(), we
+    return theirs(), ours()
+
+
 def compare(title, rounds, ours, theirs, goal):
     """Prints a row; `ours` and `theirs` run a program once."""
-    pairs = [(theirs(), ours()) for _ in range(rounds)]
+    pairs = [pair(number, ours, theirs) for number in range(rounds)]
     they, we = (Cost.median(side) for side in zip(*pairs))
     ratio = statistics.median(our.wall / their.wall for their, our in pairs)
     cpu = statistics.median(our.cpu / their.cpu for their, our in pairs)
@@ -165,21 +189,24 @@ def main():
 
     def we(disk, arguments, extensions):
         outputs = [folder / f"ours.{extension}" for extension in extensions]
-        return measure([kvmbake, "convert", "-f", "qcow2", *arguments, disk, *outputs], outputs)
+        command = [kvmbake, "convert", "-f", "qcow2", *arguments, disk, *outputs]
+        return measure(disk, [command], outputs)
 
-    def they(disk, arguments, extension):
-        output = folder / f"theirs.{extension}"
+    def they(disk, runs):
         command = ["qemu-img", "convert", "-m", "8", "-W", "-f", "qcow2"]
-        return measure([*command, *arguments, disk, output], [output])
+        outputs = [folder / f"theirs.{extension}" for _, extension in runs]
+        commands = [
+            [*command, *arguments, disk, output] for (arguments, _), output in zip(runs, outputs)
+        ]
+        return measure(disk, commands, outputs)
 
     def row(title, disk, ours, theirs, extension, goal):
         if re.search(options.only, title):
-            warm(disk)
             compare(
                 title,
                 rounds,
                 lambda: we(disk, ours, [extension]),
-                lambda: they(disk, theirs, extension),
+                lambda: they(disk, [(theirs, extension)]),
                 goal,
             )
 
@@ -195,17 +222,10 @@ def main():
     for title, ours, theirs, extension, goal in SINGLE:
         row(f"{title}, sparse 64 GiB", sparse, ours, theirs, extension, goal)
 
-    def all_of_theirs():
-        rows = [row for row in SINGLE if row[3] in FAN_OUT]
-        costs = [they(full, theirs, extension) for _, _, theirs, extension, _ in rows]
-        total = lambda name: sum(getattr(cost, name) for cost in costs)
-        peak = max(cost.peak for cost in costs)
-        return Cost(total("wall"), total("cpu"), peak, total("length"), total("allocated"))
-
     title = " + ".join(FAN_OUT)
     if re.search(options.only, title):
-        warm(full)
-        compare(title, rounds, lambda: we(full, [], FAN_OUT), all_of_theirs, 0.4)
+        runs = [(theirs, extension) for _, _, theirs, extension, _ in SINGLE if extension in FAN_OUT]
+        compare(title, rounds, lambda: we(full, [], FAN_OUT), lambda: they(full, runs), 0.4)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@
 set -euo pipefail
 cd "$(dirname "$0")"
 seconds=${1:-140}
-readers=(qcow2 vdi vhd vhdx vmdk ova packed frames dhcp dns)
+readers=(qcow2 vdi vhd vhdx vmdk ova packed frames dhcp dns http)
 
 ./seeds.sh corpus "${KVMBAKE:-}"
 if [ "${FUZZ:-}" != stable ] && rustup run nightly cargo fuzz --version > /dev/null 2>&1; then

@@ -9,7 +9,7 @@ for tool in qemu-img:qemu-utils gzip:gzip xz:xz-utils bzip2:bzip2 zstd:zstd; do
 done
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
-mkdir -p "$corpus"/{qcow2,vdi,vhd,vhdx,vmdk,ova,packed,frames,dhcp,dns}
+mkdir -p "$corpus"/{qcow2,vdi,vhd,vhdx,vmdk,ova,packed,frames,dhcp,dns,http}
 raw=$work/disk.raw
 truncate -s 200K "$raw"
 printf 'kvmbake%.0s' {1..3000} | dd of="$raw" bs=1k seek=3 conv=notrunc status=none
@@ -88,6 +88,13 @@ frame ndp 02 86dd "60000000 0010 3a ff $link6 8500 0000 00000000 0101 $mac"
 frame ndp 02 86dd "60000000 0018 3a ff $ip6 8700 0000 00000000 fd00000000000000 0000000000000002"
 frame ndp 02 86dd "60000000 0008 3a 40 $ip6 8000 0000 0001 0001"
 frame tcp6 02 86dd "60000000 0014 06 40 $ip6 0fa0 0050 00000001 00000000 5002 ffff 0000 0000"
+printf 'GET /a.txt HTTP/1.1\r\nHost: x\r\nRange: bytes=2-5\r\n\r\nHEAD /sub/ HTTP/1.0\r\n\r\n' > "$corpus/http/get"
+printf 'GET /%%2e%%2e/outside HTTP/1.1\r\nHost: x\r\n\r\nGET /link HTTP/1.1\r\n\r\nGET /up/outside HTTP/1.1\r\n\r\n' > "$corpus/http/outside"
+form='path=up/b.log&content=%41+b&clear=1'
+printf 'POST / HTTP/1.1\r\nContent-Type: application/x-www-form-urlencoded\r\nContent-Length: %d\r\n\r\n%s' ${#form} "$form" > "$corpus/http/form"
+part='--b\r\nContent-Disposition: form-data; name="path"\r\n\r\nsub/c.log\r\n--b\r\nContent-Disposition: form-data; name="content"\r\n\r\nx\r\n--b--\r\n'
+part=$(printf -- "$part.")
+printf 'POST / HTTP/1.1\r\nExpect: 100-continue\r\nContent-Type: multipart/form-data; boundary=b\r\nContent-Length: %d\r\n\r\n%s' $((${#part} - 1)) "${part%.}" > "$corpus/http/parts"
 if [ -n "$kvmbake" ]; then
     "$kvmbake" convert -f raw -o vmdk:subformat=streamOptimized "$raw" "$work/d.vmdk" "$work/d.vhdx" "$work/d.ova" 2> /dev/null
     mv "$work/d.vmdk" "$corpus/vmdk/own-stream"

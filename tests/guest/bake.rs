@@ -1,6 +1,6 @@
 //! The main job: the example profile on a Debian cloud image, and what a profile can say.
 
-use crate::project::{LIGHT, Project, manifest, unless_dropped};
+use crate::project::{LIGHT, Project, manifest, root_offset, unless_dropped, until_kept};
 
 const EXAMPLE: &str = include_str!("../../examples/debian.toml");
 const FORMATS: [(&str, &str); 5] =
@@ -77,17 +77,6 @@ fn peak_memory(project: &Project, build: &mut kvmbake_rig::Process<'_>) -> u64 {
     watched.stdout.trim().parse().unwrap()
 }
 
-/// The first byte of the partition for Linux' root in an `sfdisk -d` listing: the largest one.
-fn root_offset(table: &str) -> u64 {
-    let number = |line: &str, key: &str| -> Option<u64> {
-        let rest = line.split(key).nth(1)?.trim_start_matches(['=', ' ']);
-        rest.split(',').next()?.trim().parse().ok()
-    };
-    let parts =
-        table.lines().filter_map(|line| Some((number(line, "size")?, number(line, "start")?)));
-    parts.max().unwrap().1 * 512
-}
-
 fn assert_manifest(project: &Project, folder: &str) {
     let manifest = manifest(project, folder);
     let base = project.judge("sha256sum /images/debian-12.qcow2");
@@ -118,16 +107,13 @@ fn boots_again(project: &Project, folder: &str) -> String {
            -append \"$cmdline init=/bin/sh panic=-1 -- -c \\\"mount -t proc proc /proc; echo MOTD:\\$(cat /etc/motd):; echo o > /proc/sysrq-trigger; sleep 60\\\"\" \
            -drive file=again.qcow2,if=virtio,format=qcow2 -serial stdio </dev/null | tr -d '\\r'; rm again.qcow2"
     );
-    let mut consoles = String::new();
-    // As in `unless_dropped`: this guest ends at its first reset.
-    for _ in 0..2 {
-        let console = project.judge(&line);
-        if let Some(answer) = console.lines().find_map(|line| line.strip_prefix("MOTD:")) {
-            return answer.trim_end_matches(':').to_string();
-        }
-        consoles.push_str(&console);
+    fn answer(console: &str) -> Option<&str> {
+        console.lines().find_map(|line| line.strip_prefix("MOTD:"))
     }
-    panic!("no answer:\n{consoles}")
+    // This guest ends at its first reset.
+    let console = until_kept(|| project.judge(&line), |console: &String| answer(console).is_none());
+    let said = answer(&console).unwrap_or_else(|| panic!("no answer:\n{console}"));
+    said.trim_end_matches(':').to_string()
 }
 
 #[test]
@@ -172,6 +158,7 @@ format = "qcow2"
 }
 
 #[test]
+#[ignore = "boots from a large initrd, minutes in the rig; `make guest-long` runs it"]
 fn the_generic_kernel_boots_with_its_own_initrd() {
     let profile =
         LIGHT.replace("light.qcow2", "light-generic.qcow2").replace("cpus = 1", "cpus = 2")

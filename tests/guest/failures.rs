@@ -1,5 +1,7 @@
 //! Each way to fail inside or around a guest: one clear message, the right exit code, nothing left.
 
+use kvmbake_rig::Output;
+
 use crate::project::{LIGHT, Project};
 
 const OUTPUT: &str = "[[output]]\nformat = \"raw\"\n";
@@ -8,11 +10,22 @@ fn with_step(step: &str) -> String {
     format!("{LIGHT}\n[[step]]\n{step}\n{OUTPUT}")
 }
 
-/// Runs a profile that must fail inside the guest; returns the message.
+/// Runs a profile whose guest must fail, or be out of reach; returns the message.
 #[track_caller]
 fn fails(name: &str, profile: &str) -> String {
+    fails_in(name, profile, Project::once)
+}
+
+/// As [`fails`], in a step: the boot before it may come from another test.
+#[track_caller]
+fn fails_later(name: &str, profile: &str) -> String {
+    fails_in(name, profile, Project::warm)
+}
+
+#[track_caller]
+fn fails_in(name: &str, profile: &str, run: fn(&Project, &str) -> Output) -> String {
     let project = Project::with_profile(name, profile);
-    let output = project.kvmbake("run p.toml").expect(3);
+    let output = run(&project, "run p.toml").expect(3);
     project.assert_nothing_left();
     output.stderr
 }
@@ -20,7 +33,7 @@ fn fails(name: &str, profile: &str) -> String {
 #[test]
 fn a_failing_step_tells_its_command_code_and_last_lines() {
     let message =
-        fails("failing", &with_step("shell = [\"true\", \"echo almost; ls /nonexistent\"]"));
+        fails_later("failing", &with_step("shell = [\"true\", \"echo almost; ls /nonexistent\"]"));
     for part in [
         "Step 1",
         "Command 2 of 2",
@@ -35,7 +48,7 @@ fn a_failing_step_tells_its_command_code_and_last_lines() {
 
 #[test]
 fn a_step_past_its_time_is_killed() {
-    let message = fails(
+    let message = fails_later(
         "slow",
         &with_step("shell = { inline = \"echo begun; sleep 600\", timeout = \"3s\" }"),
     );
@@ -47,7 +60,7 @@ fn a_step_past_its_time_is_killed() {
 fn a_panic_ends_the_build_at_once_with_the_console() {
     let begun = std::time::Instant::now();
     let step = "shell = \"echo 1 | sudo tee /proc/sys/kernel/sysrq; echo c | sudo tee /proc/sysrq-trigger\"";
-    let message = fails("panic", &with_step(step));
+    let message = fails_later("panic", &with_step(step));
     assert!(
         message.contains("The guest panicked: Kernel panic - not syncing: sysrq triggered crash"),
         "{message}"
@@ -67,12 +80,14 @@ fn a_triple_fault_ends_the_build_with_its_registers() {
 
 #[test]
 fn a_guest_without_a_network_is_told_from_one_that_refuses_the_key() {
-    let short = LIGHT.replace("3m", "45s");
-    let silent = format!("{short}[boot]\nappend = \"init=/bin/sleep -- 1000\"\n{OUTPUT}");
+    let silent = LIGHT.replace("3m", "45s");
+    let silent = format!("{silent}[boot]\nappend = \"init=/bin/sleep -- 1000\"\n{OUTPUT}");
     let message = fails("silent", &silent);
     assert!(message.contains("the guest never used its network"), "{message}");
 
-    let keyless = format!("{short}[seed]\nkind = \"none\"\n{OUTPUT}");
+    // Time to boot beside another rig.
+    let keyless = LIGHT.replace("3m", "2m");
+    let keyless = format!("{keyless}[seed]\nkind = \"none\"\n{OUTPUT}");
     let message = fails("keyless", &keyless);
     assert!(message.contains("refused the key of user debian"), "{message}");
     assert!(message.contains("publickey"), "{message}");
@@ -85,7 +100,7 @@ fn a_guest_without_sshd_is_named() {
         Project::with_profile("no-sshd", &with_step(step).replace("\"raw\"", "\"qcow2\""));
     project.kvmbake("run p.toml").expect(0);
     let derived = format!("{}/light.qcow2", project.finished());
-    let profile = LIGHT.replace("/images/light.qcow2", &derived).replace("3m", "45s") + OUTPUT;
+    let profile = LIGHT.replace("/images/light.qcow2", &derived).replace("3m", "2m") + OUTPUT;
     let message = fails("refused", &profile);
     assert!(message.contains("refused"), "{message}");
     assert!(message.contains("is sshd installed and enabled?"), "{message}");

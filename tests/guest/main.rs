@@ -4,9 +4,16 @@
 //! Run with `cargo test --release --test guest -- --test-threads=1`: one L1 serves all tests, and
 //! each of them keeps its processors busy.
 
+mod ansible;
+mod attach;
 mod bake;
 mod failures;
 mod interrupts;
 mod layers;
+mod matrix;
+mod network;
 mod project;
 mod reboots;
+mod seeds;
+mod steps;
+mod sysprep;

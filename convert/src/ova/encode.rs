@@ -40,7 +40,7 @@ impl OvaEncoder {
         }
         let name = options.name.clone().unwrap_or_else(|| stem.clone());
         let vmdk = VmdkOptions {
-            subformat: Subformat::StreamOptimized,
+            subformat: Some(Subformat::StreamOptimized),
             hardware_version: options.hardware_version(),
             level: options.level,
             ..VmdkOptions::default()

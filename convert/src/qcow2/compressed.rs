@@ -1,9 +1,13 @@
 //! The qcow2 encoder for compressed clusters: they lie one behind the other at any byte, and
-//! share the host's clusters; what does not shrink is stored plain.
+//! share the host's clusters; what does not shrink is stored plain. With a backing file only the
+//! clusters that differ from it are stored.
 
-use super::layout::{COMPRESSED, COPIED, Layout};
+use std::sync::Arc;
+
+use super::base::Base;
+use super::layout::{COMPRESSED, COPIED, Layout, ZERO};
 use super::options::{Compression, Qcow2Options};
-use crate::compress::{Codec, Packed, Packing, Packs};
+use crate::compress::{Codec, Form, Packed, Packing, Packs};
 use crate::encode::{DiskInfo, Encoder, Identity};
 use crate::error::Error;
 use crate::output::{Cancel, Output};
@@ -21,27 +25,47 @@ pub(crate) struct CompressedEncoder {
     /// Where the last cluster given out to compressed data ends; equal to the end of `pending`
     /// when there is no room left in it.
     end: u64,
+    base: Option<Base>,
 }
 
 impl CompressedEncoder {
     pub(super) fn plan(
         disk: &DiskInfo,
         options: &Qcow2Options,
+        base: Option<Base>,
     ) -> Result<CompressedEncoder, String> {
         let codec = match (options.compression, options.level) {
             (Compression::Zlib, level) => Codec::Deflate4K(level.unwrap_or(6)),
             (Compression::Zstd, level) => Codec::Zstd(level.unwrap_or(3)),
         };
         let layout = Layout::plan(disk, options)?;
-        Ok(CompressedEncoder { layout, codec, pending: Vec::new(), place: 0, end: 0 })
+        Ok(CompressedEncoder { layout, codec, pending: Vec::new(), place: 0, end: 0, base })
+    }
+
+    /// Maps as zeroes what the backing file holds before `end` and was not passed.
+    fn hide(&mut self, end: u64, output: &Output) -> Result<(), Error> {
+        let end = end.min(self.layout.size());
+        while let Some(base) = &mut self.base
+            && let Some(cluster) = base.next_hidden(end)?
+        {
+            self.begin_table(cluster, output)?;
+            self.layout.map(cluster, ZERO, output)?;
+        }
+        Ok(())
+    }
+
+    /// Ends the L2 table before the cluster, if it begins another one.
+    fn begin_table(&mut self, cluster: u64, output: &Output) -> Result<(), Error> {
+        if self.layout.begins_table(cluster) && self.layout.fills_block() {
+            // Nobody shares a cluster whose uses are written.
+            self.close(output)?;
+        }
+        self.layout.begin_table(cluster, output)
     }
 
     fn store(&mut self, packed: &Packed<'_>, output: &Output) -> Result<(), Error> {
-        if self.layout.begins_table(packed.unit) {
-            self.close(output)?;
-            self.layout.finish_table(output)?;
-        }
-        if !packed.compressed {
+        self.begin_table(packed.unit, output)?;
+        if packed.form == Form::Plain {
             // The open cluster stays open: others may follow it.
             let place = self.layout.allocate(1);
             output.write_at(packed.bytes, place)?;
@@ -97,11 +121,22 @@ impl Encoder for CompressedEncoder {
 
     fn packing(&self) -> Option<Packing> {
         let unit = self.layout.cluster() as usize;
-        Some(Packing { codec: self.codec, unit, keep_plain: true })
+        let base = self.base.as_ref().map(|base| Arc::clone(base.disk()));
+        Some(Packing { codec: self.codec, unit, keep_plain: true, base })
     }
 
     fn write_packed(&mut self, packs: &Packs, output: &Output) -> Result<(), Error> {
-        packs.iter().try_for_each(|packed| self.store(&packed, output))
+        for packed in packs.iter() {
+            let start = packed.unit * self.layout.cluster();
+            self.hide(start, output)?;
+            if let Some(base) = &mut self.base {
+                base.pass(start + self.layout.cluster());
+            }
+            if packed.form != Form::Known {
+                self.store(&packed, output)?;
+            }
+        }
+        Ok(())
     }
 
     fn finish(
@@ -110,6 +145,7 @@ impl Encoder for CompressedEncoder {
         output: &Output,
         _cancel: Cancel<'_>,
     ) -> Result<(), Error> {
+        self.hide(u64::MAX, output)?;
         self.close(output)?;
         self.layout.finish(output)
     }

@@ -3,13 +3,14 @@
 //! Clusters of zeroes are left unallocated; zero pages within a cluster are holes of the file.
 //! With a backing file only the clusters that differ from it are stored.
 
-use std::sync::Arc;
+use std::ops::Range;
 
-use kvmbake_disk::Block;
+use kvmbake_disk::is_zero;
 
 use super::Qcow2Options;
+use super::base::Base;
 use super::layout::{COPIED, Layout, ZERO};
-use crate::chunk::{CHUNK, Chunk, PAGE, is_zero, next_extent};
+use crate::chunk::{CHUNK, Chunk, PAGE, read_padded};
 use crate::encode::{DiskInfo, Encoder, Identity};
 use crate::error::Error;
 use crate::output::{Cancel, Output, Parts};
@@ -20,19 +21,33 @@ pub(crate) struct Qcow2Encoder {
     /// A cluster longer than a chunk that the last chunk began: its number and place.
     open: Option<(u64, u64)>,
     base: Option<Base>,
+    /// What the backing file has.
+    known: Vec<u8>,
+    /// What is to be done with each cluster of the chunk at hand.
+    kinds: Vec<Kind>,
+}
+
+/// What is to be done with a cluster.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Zero,
+    /// The backing file has the same.
+    Known,
+    Stored,
 }
 
 impl Qcow2Encoder {
     pub(super) fn plan(
         disk: &DiskInfo,
         options: &Qcow2Options,
-        base: Option<Arc<dyn Block>>,
+        base: Option<Base>,
     ) -> Result<Qcow2Encoder, String> {
         if base.is_some() && options.cluster_size > CHUNK as u64 {
             return Err("a backing file needs clusters of at most 1 MiB".to_owned());
         }
-        let base = base.map(|disk| Base { disk, covered: 0, bytes: Vec::new() });
-        Ok(Qcow2Encoder { layout: Layout::plan(disk, options)?, open: None, base })
+        let layout = Layout::plan(disk, options)?;
+        let (known, kinds) = (Vec::new(), Vec::new());
+        Ok(Qcow2Encoder { layout, open: None, base, known, kinds })
     }
 
     /// Stores a chunk in clusters not longer than it.
@@ -44,17 +59,26 @@ impl Qcow2Encoder {
     ) -> Result<(), Error> {
         let cluster = self.layout.cluster() as usize;
         let first = chunk.offset() / cluster as u64;
-        let mut start = 0;
-        while start < chunk.capacity() {
-            let (begin, mut end) = (start, start);
-            while end < chunk.capacity() && self.is_stored(chunk, end..end + cluster, output)? {
-                end += cluster;
-            }
-            start = end + cluster;
-            if begin == end {
+        let mut kinds = std::mem::take(&mut self.kinds);
+        kinds.clear();
+        for start in (0..chunk.capacity()).step_by(cluster) {
+            kinds.push(self.kind(chunk, start..start + cluster)?);
+        }
+        let mut end = 0;
+        for run in kinds.chunk_by(|a, b| a == b) {
+            let begin = end;
+            end += run.len() * cluster;
+            if run[0] == Kind::Zero {
                 continue;
             }
-            let place = self.layout.allocate(((end - begin) / cluster) as u64);
+            self.hide(chunk.offset() + begin as u64, output)?;
+            if let Some(base) = &mut self.base {
+                base.pass(chunk.offset() + end as u64);
+            }
+            if run[0] == Kind::Known {
+                continue;
+            }
+            let place = self.layout.allocate(run.len() as u64);
             let numbers = first + (begin / cluster) as u64..;
             let places = (place..place + (end - begin) as u64).step_by(cluster);
             for (number, at) in numbers.zip(places) {
@@ -70,25 +94,38 @@ impl Qcow2Encoder {
                 parts.put(run, at);
             }
         }
+        self.kinds = kinds;
         Ok(())
     }
 
-    /// Returns whether a cluster of the chunk needs a place of its own.
-    fn is_stored(
-        &mut self,
-        chunk: &Chunk,
-        range: std::ops::Range<usize>,
-        output: &Output,
-    ) -> Result<bool, Error> {
-        let has_data = chunk.has_data(range.clone());
-        let Some(base) = &mut self.base else { return Ok(has_data) };
-        let offset = chunk.offset() + range.start as u64;
-        if !has_data {
-            let end = offset + range.len() as u64;
-            base.hide(offset, end, &mut self.layout, output)?;
-            return Ok(false);
+    /// Returns what is to be done with a cluster of the chunk.
+    fn kind(&mut self, chunk: &Chunk, range: Range<usize>) -> Result<Kind, Error> {
+        if !chunk.has_data(range.clone()) {
+            return Ok(Kind::Zero);
         }
-        base.differs(chunk, range)
+        let Some(base) = &self.base else { return Ok(Kind::Stored) };
+        self.known.resize(range.len(), 0);
+        read_padded(base.disk(), &mut self.known, chunk.offset() + range.start as u64)?;
+        let mut pages = range.step_by(PAGE.min(self.known.len()));
+        let differs = self.known.chunks(PAGE).any(|known| {
+            let start = pages.next().unwrap_or_default();
+            match chunk.valid(start..start + known.len()) {
+                Some(bytes) => bytes != known,
+                None => !is_zero(known),
+            }
+        });
+        Ok(if differs { Kind::Stored } else { Kind::Known })
+    }
+
+    /// Maps as zeroes what the backing file holds before `end` and was not passed.
+    fn hide(&mut self, end: u64, output: &Output) -> Result<(), Error> {
+        let end = end.min(self.layout.size());
+        while let Some(base) = &mut self.base
+            && let Some(cluster) = base.next_hidden(end)?
+        {
+            self.layout.map(cluster, ZERO, output)?;
+        }
+        Ok(())
     }
 }
 
@@ -98,10 +135,6 @@ impl Encoder for Qcow2Encoder {
     }
 
     fn write(&mut self, chunk: &Chunk, output: &Output, parts: &mut Parts) -> Result<(), Error> {
-        if let Some(base) = &mut self.base {
-            base.hide(base.covered, chunk.offset(), &mut self.layout, output)?;
-            base.covered = chunk.offset() + chunk.capacity() as u64;
-        }
         if self.layout.cluster() <= chunk.capacity() as u64 {
             return self.write_clusters(chunk, output, parts);
         }
@@ -128,60 +161,7 @@ impl Encoder for Qcow2Encoder {
         output: &Output,
         _cancel: Cancel<'_>,
     ) -> Result<(), Error> {
-        if let Some(base) = &mut self.base {
-            base.hide(base.covered, u64::MAX, &mut self.layout, output)?;
-        }
+        self.hide(u64::MAX, output)?;
         self.layout.finish(output)
-    }
-}
-
-/// The backing file, of which the differences are stored.
-struct Base {
-    disk: Arc<dyn Block>,
-    /// The disk is done up to here.
-    covered: u64,
-    bytes: Vec<u8>,
-}
-
-impl Base {
-    /// Maps as zeroes what is zero on the disk and not in the backing file.
-    fn hide(
-        &self,
-        start: u64,
-        end: u64,
-        layout: &mut Layout,
-        output: &Output,
-    ) -> Result<(), Error> {
-        let end = end.min(self.disk.len()).min(layout.size());
-        let mut next = start;
-        while let Some(extent) = next_extent(&*self.disk, next, end)? {
-            let first = extent.offset / layout.cluster();
-            let last = (extent.end() - 1) / layout.cluster();
-            for cluster in first..=last {
-                layout.map(cluster, ZERO, output)?;
-            }
-            next = (last + 1) * layout.cluster();
-        }
-        Ok(())
-    }
-
-    /// Returns whether a part of the chunk is not what the backing file has there.
-    fn differs(&mut self, chunk: &Chunk, range: std::ops::Range<usize>) -> Result<bool, Error> {
-        self.bytes.resize(range.len(), 0);
-        let offset = chunk.offset() + range.start as u64;
-        let stored = self.disk.len().saturating_sub(offset).min(range.len() as u64) as usize;
-        let (bytes, behind) = self.bytes.split_at_mut(stored);
-        behind.fill(0);
-        if !bytes.is_empty() {
-            self.disk.read_at(bytes, offset)?;
-        }
-        let mut pages = range.step_by(PAGE.min(self.bytes.len()));
-        Ok(self.bytes.chunks(PAGE).any(|base| {
-            let start = pages.next().unwrap_or_default();
-            match chunk.valid(start..start + base.len()) {
-                Some(bytes) => bytes != base,
-                None => !is_zero(base),
-            }
-        }))
     }
 }

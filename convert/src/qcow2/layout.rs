@@ -112,7 +112,7 @@ impl Layout {
         offset
     }
 
-    /// Counts one more use of a cluster that was given out since the last L2 table.
+    /// Counts one more use of a cluster that was given out since refcounts were written last.
     pub(super) fn share(&mut self, cluster: u64) {
         self.counts[(cluster - self.counted) as usize] += 1;
     }
@@ -122,19 +122,30 @@ impl Layout {
         self.current != Some((cluster / self.l2_entries()) as usize)
     }
 
-    /// Maps a cluster of the disk; they come in ascending order.
-    pub(super) fn map(&mut self, cluster: u64, entry: u64, output: &Output) -> Result<(), Error> {
+    /// Returns whether finishing the L2 table may write refcounts.
+    pub(super) fn fills_block(&self) -> bool {
+        self.next + 1 - self.counted >= self.counts_per_block()
+    }
+
+    /// Writes the L2 table, if this cluster of the disk begins another one.
+    pub(super) fn begin_table(&mut self, cluster: u64, output: &Output) -> Result<(), Error> {
         if self.begins_table(cluster) {
             self.finish_table(output)?;
             self.current = Some((cluster / self.l2_entries()) as usize);
         }
+        Ok(())
+    }
+
+    /// Maps a cluster of the disk; they come in ascending order.
+    pub(super) fn map(&mut self, cluster: u64, entry: u64, output: &Output) -> Result<(), Error> {
+        self.begin_table(cluster, output)?;
         let at = (cluster % self.l2_entries() * 8) as usize;
         self.l2[at..at + 8].copy_from_slice(&entry.to_be_bytes());
         Ok(())
     }
 
     /// Writes the L2 table and begins an empty one; writes the refcount blocks that are full.
-    pub(super) fn finish_table(&mut self, output: &Output) -> Result<(), Error> {
+    fn finish_table(&mut self, output: &Output) -> Result<(), Error> {
         if let Some(index) = self.current.take() {
             let offset = self.allocate(1);
             output.write_at(&self.l2, offset)?;

@@ -1,5 +1,7 @@
 //! qcow2 version 3 (QEMU's `docs/interop/qcow2.rst`). Reading is `kvmbake_disk`'s.
 
+mod base;
+mod bitmaps;
 mod compressed;
 mod encode;
 mod layout;
@@ -27,6 +29,7 @@ const BITMAPS: u32 = 0x2385_2875;
 const INCOMPATIBLE_DIRTY: u64 = 1;
 const INCOMPATIBLE_DATA_FILE: u64 = 1 << 2;
 const EXTENDED_L2: u64 = 1 << 4;
+const AUTOCLEAR_BITMAPS: u64 = 1;
 
 /// The longest name that the format allows for a backing file.
 const MAX_BACKING_NAME: u32 = 1023;
@@ -39,19 +42,19 @@ pub(crate) fn plan(
 ) -> Result<Box<dyn Encoder>, crate::Error> {
     let refused =
         |reason| crate::Error::Refused { path: target.path.clone(), format: Format::Qcow2, reason };
-    if options.compressed {
-        let encoder = compressed::CompressedEncoder::plan(disk, options).map_err(refused)?;
-        return Ok(Box::new(encoder));
-    }
     let base = match (&options.backing_file, options.backing_format) {
         (Some(name), Some(format)) => {
             let folder = target.path.parent().unwrap_or(Path::new(""));
             let allow_backing = target.allow_backing.clone();
             let open = OpenOptions { format: Some(format), allow_backing, scratch: None };
-            Some(image::open(&folder.join(name), &open)?)
+            Some(base::Base::new(image::open(&folder.join(name), &open)?, options.cluster_size))
         }
         _ => None,
     };
+    if options.compressed {
+        let encoder = compressed::CompressedEncoder::plan(disk, options, base).map_err(refused)?;
+        return Ok(Box::new(encoder));
+    }
     let encoder = encode::Qcow2Encoder::plan(disk, options, base).map_err(refused)?;
     Ok(Box::new(encoder))
 }
@@ -62,8 +65,8 @@ pub(crate) struct Names {
     /// The backing file and its format.
     pub(crate) backing: Option<(String, Option<String>)>,
     pub(crate) data_file: Option<String>,
-    /// How many persistent bitmaps there are, which no other image takes over.
-    bitmaps: u32,
+    /// The persistent bitmaps, which no other image takes over.
+    bitmaps: Option<bitmaps::Extension>,
 }
 
 /// The header of an image that `kvmbake_disk` has opened, as far as there is something to tell.
@@ -114,7 +117,14 @@ impl Header {
                 0 => break,
                 BACKING_FORMAT => format = text(at + 8, len),
                 DATA_FILE => names.data_file = text(at + 8, len),
-                BITMAPS => names.bitmaps = self.word(at + 8),
+                BITMAPS => {
+                    names.bitmaps = Some(bitmaps::Extension {
+                        count: self.word(at + 8),
+                        directory_len: self.long(at + 16),
+                        directory: self.long(at + 24),
+                        is_current: self.long(88) & AUTOCLEAR_BITMAPS != 0,
+                    });
+                }
                 _ => {}
             }
             at = at.saturating_add(8).saturating_add(len.next_multiple_of(8));
@@ -165,8 +175,8 @@ pub(crate) fn details(image: &ImageFile) -> Result<Vec<(&'static str, String)>, 
         details.push(("extended L2", (header.long(72) & EXTENDED_L2 != 0).to_string()));
     }
     let names = header.names();
-    if names.bitmaps > 0 {
-        details.push(("bitmaps", names.bitmaps.to_string()));
+    if let Some(bitmaps) = names.bitmaps.filter(|bitmaps| bitmaps.count > 0) {
+        details.push(("bitmaps", bitmaps::list(image, &bitmaps)));
     }
     if let Some((name, format)) = names.backing {
         details.push(("backing file", name.escape_debug().to_string()));

@@ -84,9 +84,6 @@ impl Qcow2Options {
             return Err(("level", level.to_string(), fault));
         }
         match (&self.backing_file, self.backing_format) {
-            (Some(_), _) if self.compressed => {
-                Err(("backing_file", String::new(), Fault::Contradicts("compression")))
-            }
             (Some(_), None) => Err(("backing_file", String::new(), Fault::Needs("backing_fmt"))),
             (None, Some(_)) => Err(("backing_fmt", String::new(), Fault::Needs("backing_file"))),
             _ => Ok(()),

@@ -12,10 +12,10 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use kvmbake_disk::{Error, ErrorKind as DiskErrorKind};
+use kvmbake_disk::{Error, ErrorKind as DiskErrorKind, is_zero};
 
 use crate::buffer::Buffer;
-use crate::chunk::{UNIT, is_zero};
+use crate::chunk::UNIT;
 use crate::error::unsupported;
 use crate::mapped::ImageFile;
 

@@ -63,7 +63,7 @@ impl Encoder for FlatEncoder {
         extent.set_len(self.virtual_size())?;
         let text = descriptor::encode(
             &descriptor::Image {
-                create_type: self.options.subformat.name(),
+                create_type: self.options.kind().name(),
                 extent: format!("FLAT \"{}\" 0", self.name),
                 sectors: self.sectors,
                 options: &self.options,

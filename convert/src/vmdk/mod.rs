@@ -30,7 +30,7 @@ pub(crate) fn plan(
     target: &Target,
     options: &VmdkOptions,
 ) -> Result<Box<dyn Encoder>, String> {
-    Ok(match options.subformat {
+    Ok(match options.kind() {
         Subformat::MonolithicSparse => {
             Box::new(sparse::SparseEncoder::plan(disk, &target.name, options)?)
         }
@@ -44,7 +44,7 @@ pub(crate) fn plan(
 /// Returns the name of the second file of an image that has one.
 pub(crate) fn extent_name(name: &str, options: &VmdkOptions) -> Option<String> {
     let stem = name.strip_suffix(".vmdk").unwrap_or(name);
-    (options.subformat == Subformat::MonolithicFlat).then(|| format!("{stem}-flat.vmdk"))
+    (options.kind() == Subformat::MonolithicFlat).then(|| format!("{stem}-flat.vmdk"))
 }
 
 /// Returns the disk's sectors, if the format can hold them.

@@ -53,8 +53,8 @@ impl Adapter {
 /// How to write a VMDK image.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct VmdkOptions {
-    /// Which kind.
-    pub subformat: Subformat,
+    /// Which kind; monolithicSparse when absent.
+    pub subformat: Option<Subformat>,
     /// The controller.
     pub adapter: Adapter,
     /// The version of VMware's virtual hardware, 4 to 99.
@@ -66,7 +66,7 @@ pub struct VmdkOptions {
 impl Default for VmdkOptions {
     fn default() -> VmdkOptions {
         VmdkOptions {
-            subformat: Subformat::default(),
+            subformat: None,
             adapter: Adapter::default(),
             hardware_version: 13,
             level: DEFAULT_LEVEL,
@@ -78,10 +78,29 @@ impl Default for VmdkOptions {
 pub(crate) const DEFAULT_LEVEL: u8 = 6;
 
 impl VmdkOptions {
+    /// Returns which kind to write.
+    pub(crate) fn kind(&self) -> Subformat {
+        self.subformat.unwrap_or_default()
+    }
+
+    /// Asks for compressed grains, which one kind has; a chosen kind without them stays.
+    pub(crate) fn compress(&mut self) -> Result<(), Fault> {
+        match self.subformat {
+            Some(Subformat::MonolithicSparse) => {
+                Err(Fault::Contradicts("subformat=monolithicSparse"))
+            }
+            Some(Subformat::MonolithicFlat) => Err(Fault::Contradicts("subformat=monolithicFlat")),
+            Some(Subformat::StreamOptimized) | None => {
+                self.subformat = Some(Subformat::StreamOptimized);
+                Ok(())
+            }
+        }
+    }
+
     pub(crate) fn set(&mut self, key: &str, value: &str) -> Result<(), Fault> {
         match key {
             "subformat" => {
-                self.subformat = match value {
+                self.subformat = Some(match value {
                     "monolithicSparse" => Subformat::MonolithicSparse,
                     "streamOptimized" => Subformat::StreamOptimized,
                     "monolithicFlat" => Subformat::MonolithicFlat,
@@ -89,7 +108,7 @@ impl VmdkOptions {
                         let what = "monolithicSparse, streamOptimized or monolithicFlat";
                         return Err(Fault::Expected(what));
                     }
-                }
+                });
             }
             "adapter_type" => {
                 self.adapter = match value {

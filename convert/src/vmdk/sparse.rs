@@ -114,7 +114,7 @@ impl Encoder for SparseEncoder {
         self.write_directory(self.header.directory, output)?;
         let descriptor = descriptor::encode(
             &descriptor::Image {
-                create_type: self.options.subformat.name(),
+                create_type: self.options.kind().name(),
                 extent: format!("SPARSE \"{}\"", self.name),
                 sectors: self.header.capacity,
                 options: &self.options,

@@ -145,7 +145,7 @@ impl Encoder for StreamEncoder {
 
     fn packing(&self) -> Option<Packing> {
         let codec = Codec::Zlib(self.options.level);
-        Some(Packing { codec, unit: GRAIN as usize, keep_plain: false })
+        Some(Packing { codec, unit: GRAIN as usize, keep_plain: false, base: None })
     }
 
     fn write_packed(&mut self, packs: &Packs, output: &Output) -> Result<(), Error> {
@@ -185,7 +185,7 @@ impl Encoder for StreamEncoder {
         self.flush(output)?;
         let text = descriptor::encode(
             &descriptor::Image {
-                create_type: self.options.subformat.name(),
+                create_type: self.options.kind().name(),
                 extent: format!("SPARSE \"{}\"", self.name),
                 sectors: self.header.capacity,
                 options: &self.options,

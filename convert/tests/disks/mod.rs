@@ -1,15 +1,16 @@
 //! Source disks of known patterns, and the programs that judge what became of them.
 #![allow(dead_code, reason = "each test binary uses its own part")]
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::time::{Duration, Instant};
 
 use kvmbake_convert::{
-    Error, Export, Format, OpenOptions, Options, Silent, Target, export, export_with, open,
+    Error, Export, Format, OpenOptions, Options, Silent, Target, digest, export, export_with, open,
 };
 use kvmbake_disk::Block;
 
@@ -158,4 +159,33 @@ pub fn seal_vhdx(bytes: &mut [u8]) {
         let sum = crc32c(part);
         part[4..8].copy_from_slice(&sum.to_le_bytes());
     }
+}
+
+/// A disk of 3 MiB with data in three places.
+pub fn three_places() -> Workshop {
+    let workshop = Workshop::new(3 << 20);
+    let mut random = Random::new(4);
+    for offset in [0, 1 << 20, (2 << 20) + 70_000] {
+        workshop.put(offset, &random.bytes(100_000));
+    }
+    workshop
+}
+
+/// Writes the bytes of a damaged image to a file.
+pub fn damaged(workshop: &Workshop, bytes: &[u8]) -> PathBuf {
+    let path = workshop.path("damaged");
+    fs::write(&path, bytes).unwrap();
+    path
+}
+
+/// Opens and reads everything; an error must name the file.
+pub fn read_all(path: &Path, format: Format) -> Result<(), Error> {
+    let start = Instant::now();
+    let result =
+        open(path, &OpenOptions::with_format(format)).and_then(|disk| digest(&*disk)).map(|_| ());
+    assert!(start.elapsed() < Duration::from_secs(20), "{format}: {:?}", start.elapsed());
+    if let Err(error) = &result {
+        assert!(error.to_string().contains(text(path)), "{error}");
+    }
+    result
 }

@@ -16,6 +16,7 @@ mod store;
 mod structure;
 
 use std::fmt;
+use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -611,6 +612,20 @@ impl Block for Qcow2Block {
 
     fn is_read_only(&self) -> bool {
         !self.is_writable()
+    }
+
+    fn share(&self, offset: u64, len: u64, file: &File, at: u64) -> io::Result<u64> {
+        let _kept = self.keep_clusters();
+        let Ok((mapping, here)) = self.image.get_shallow_mapping(offset, len) else { return Ok(0) };
+        let len = len.min(here);
+        match mapping {
+            ShallowMapping::Raw { storage, offset, .. } => storage.share(offset, len, file, at),
+            ShallowMapping::Indirect { .. } => match &self.base {
+                Some(base) if offset + len <= base.len() => base.share(offset, len, file, at),
+                _ => Ok(0),
+            },
+            _ => Ok(0),
+        }
     }
 }
 

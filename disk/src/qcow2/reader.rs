@@ -7,6 +7,7 @@
 //! Specification: QEMU, `docs/interop/qcow2.rst`, sections "Cluster mapping", "Extended L2
 //! Entries" and "Compressed Clusters Descriptor".
 
+use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -18,6 +19,7 @@ use super::structure::{COMPRESSED, L2_ZERO, OFFSET_MASK, compressed_extent};
 use crate::block::{Block, Extent, check_range};
 use crate::error::{Error, ErrorKind};
 use crate::host_file::HostFile;
+use crate::share::share;
 
 /// Bytes of L2 tables that are kept, but at least two tables.
 const CACHED_TABLES: u64 = 4 << 20;
@@ -49,6 +51,16 @@ enum Mapping {
     Data(u64),
     /// In the cluster with this L2 entry.
     Compressed(u64),
+}
+
+impl Mapping {
+    /// Returns what goes on with this mapping `len` bytes further on.
+    fn behind(self, len: u64) -> Mapping {
+        match self {
+            Mapping::Data(place) => Mapping::Data(place + len),
+            mapping => mapping,
+        }
+    }
 }
 
 impl Reader {
@@ -318,5 +330,26 @@ impl Block for Reader {
 
     fn is_read_only(&self) -> bool {
         true
+    }
+
+    fn share(&self, offset: u64, len: u64, file: &File, at: u64) -> io::Result<u64> {
+        let Ok((mapping, mut here)) = self.map(offset) else { return Ok(0) };
+        // What follows in the file as on the disk is shared at once.
+        while here < len
+            && let Ok((next, more)) = self.map(offset + here)
+            && next == mapping.behind(here)
+        {
+            here += more;
+        }
+        let len = len.min(here);
+        match (mapping, &self.base) {
+            (Mapping::Data(place), _) => {
+                share(self.data.as_ref().unwrap_or(&self.file).file(), place, len, file, at)
+            }
+            (Mapping::Base, Some(base)) if offset + len <= base.len() => {
+                base.share(offset, len, file, at)
+            }
+            _ => Ok(0),
+        }
     }
 }

@@ -5,6 +5,7 @@
 //! [`Block`] stand in as the backing disk.
 
 use std::fmt;
+use std::fs::File;
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -16,6 +17,8 @@ use imago::storage::drivers::CommonStorageHelper;
 use crate::block::{Block, Extent};
 use crate::error::{Error, ErrorKind};
 use crate::host_file::HostFile;
+use crate::share::share;
+use crate::zero::is_zero;
 
 /// How much an image file grows at once.
 const GROWTH: u64 = 4 << 20;
@@ -88,6 +91,14 @@ impl Store {
                 let extent = disk.next_data(from).map_err(Error::into_io)?;
                 Ok(extent.and_then(|extent| extent.before(end)))
             }
+        }
+    }
+
+    /// Lets `file` have bytes of it without copying them; see [`Block::share`].
+    pub(super) fn share(&self, offset: u64, len: u64, file: &File, at: u64) -> io::Result<u64> {
+        match &self.kind {
+            Kind::File(store) => share(store.file.file(), offset, len, file, at),
+            Kind::Base(disk) => disk.share(offset, len, file, at),
         }
     }
 
@@ -238,11 +249,6 @@ impl Drop for FileStore {
         // A file that stays a little longer is as good.
         let _ = self.trim();
     }
-}
-
-/// Tells whether there are only zeroes; stops at the first piece that has others.
-fn is_zero(bytes: &[u8]) -> bool {
-    bytes.chunks(128).all(|piece| piece.iter().fold(0, |seen, byte| seen | byte) == 0)
 }
 
 fn end_of(offset: u64, len: u64) -> io::Result<u64> {

@@ -9,6 +9,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
+use super::message::Query;
+
 type Table = HashMap<String, Vec<IpAddr>>;
 
 const LOCALHOST: [IpAddr; 2] = [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)];
@@ -31,8 +33,14 @@ impl Hosts {
         Hosts { fixed, file, modified: None, from_file: Table::new() }
     }
 
+    /// Returns the addresses that a query is answered with, if it is for those of one of these names.
+    pub(crate) fn answer(&mut self, query: &Query) -> Option<&[IpAddr]> {
+        let name = query.name().filter(|_| query.asks_for_addresses())?;
+        self.addresses(&name)
+    }
+
     /// Returns the addresses of a name in lower case, if it is one of these.
-    pub(crate) fn addresses(&mut self, name: &str) -> Option<&[IpAddr]> {
+    fn addresses(&mut self, name: &str) -> Option<&[IpAddr]> {
         if name == "localhost" || name.ends_with(".localhost") {
             return Some(&LOCALHOST);
         }

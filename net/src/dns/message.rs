@@ -6,7 +6,7 @@ use crate::wire::{be16, put16, put32};
 
 const HEADER_LEN: usize = 12;
 /// The longest query that is passed on; real ones are a fraction of it.
-const MAX_QUERY: usize = 1232;
+pub(super) const MAX_QUERY: usize = 1232;
 const MAX_LABEL: u8 = 63;
 const MAX_NAME: usize = 255;
 

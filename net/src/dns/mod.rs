@@ -6,17 +6,20 @@
 //! answer from anyone but the resolver asked, or to another query, is not taken. Where no resolver
 //! answers in time, or there is none, the guest gets SERVFAIL.
 //!
-//! Queries over TCP do not come here: they are ordinary TCP flows to a resolver.
+//! Queries over TCP are read in [`stream`], and answered by the same rules ([`judge`]).
 
 pub(crate) mod addresses;
 mod hosts;
+pub(crate) mod judge;
 pub(crate) mod message;
 pub(crate) mod resolvers;
+mod stream;
 
 use std::collections::VecDeque;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
 
 use crate::config::NatConfig;
 use crate::host::poller::{Poller, Token};
@@ -29,8 +32,10 @@ use crate::timers::{Micros, Timers};
 use crate::wire::{ip, udp};
 
 use hosts::Hosts;
+use judge::Judge;
 use message::{Query, Rcode};
 use resolvers::ResolverList;
+use stream::{Conversations, Sources};
 
 /// How long one resolver has for its answer.
 const PATIENCE: Micros = 2_000_000;
@@ -74,6 +79,8 @@ pub(crate) struct Dns {
     resolvers: ResolverList,
     hosts: Hosts,
     search: Option<Vec<String>>,
+    /// Guests' connections.
+    conversations: Conversations,
     /// Queries whose sockets may hold an answer.
     backlog: VecDeque<Slot>,
     limit: usize,
@@ -88,15 +95,40 @@ impl Dns {
             resolvers: ResolverList::new(config.resolvers.clone()),
             hosts: Hosts::new(&config.names, config.hosts.clone()),
             search: config.search.clone(),
+            conversations: Conversations::new(config.limits.dns_queries),
             backlog: VecDeque::new(),
             limit: config.limits.dns_queries,
             mtu: usize::from(config.mtu),
         }
     }
 
-    /// Returns the resolvers as they are now, for queries over TCP.
-    pub(crate) fn resolvers(&mut self) -> &[std::net::SocketAddr] {
-        self.resolvers.current()
+    /// Takes a connection of a guest's that has queries, and returns the guest's end of it.
+    ///
+    /// # Errors
+    /// There are too many already, or the host refused.
+    pub(crate) fn begin_stream(
+        &mut self,
+        client: Client,
+        poller: &Poller,
+        now: Micros,
+    ) -> io::Result<UnixStream> {
+        self.conversations.begin(client, poller, now)
+    }
+
+    /// Goes on with a guest's connection.
+    pub(crate) fn advance_stream(&mut self, slot: Slot, poller: &Poller, judge: &mut Judge<'_>) {
+        let (conversations, mut from) = self.conversations(poller);
+        conversations.advance(slot, &mut from, judge);
+    }
+
+    /// Takes how many queries have come over connections since the last call.
+    pub(crate) fn take_asked_in_streams(&mut self) -> u64 {
+        self.conversations.take_asked()
+    }
+
+    fn conversations<'a>(&'a mut self, poller: &'a Poller) -> (&'a mut Conversations, Sources<'a>) {
+        let from = Sources { hosts: &mut self.hosts, resolvers: &mut self.resolvers, poller };
+        (&mut self.conversations, from)
     }
 
     /// Returns the domains that the guest is to look short names up in.
@@ -123,10 +155,7 @@ impl Dns {
     ) -> Result<(), DropReason> {
         let query = Query::read(payload).ok_or(DropReason::BadDns)?;
         let max = self.max_payload(client.server);
-        if query.asks_for_addresses()
-            && let Some(name) = query.name()
-            && let Some(addresses) = self.hosts.addresses(&name)
-        {
+        if let Some(addresses) = self.hosts.answer(&query) {
             let from = (client.server, DNS_PORT);
             let queued = outbox.queue_udp(from, client.guest, max, |payload| {
                 Some(query.write_addresses(payload, addresses))
@@ -199,8 +228,7 @@ impl Dns {
 
     /// Returns the addresses that a query is answered with without any resolver.
     pub(crate) fn own_answer(&mut self, payload: &[u8]) -> Option<Vec<IpAddr>> {
-        let query = Query::read(payload).filter(Query::asks_for_addresses)?;
-        Some(self.hosts.addresses(&query.name()?)?.to_vec())
+        Some(self.hosts.answer(&Query::read(payload)?)?.to_vec())
     }
 
     /// Refuses a query of the guest's that it may not make.
@@ -210,15 +238,10 @@ impl Dns {
         }
     }
 
-    /// Moves answers from the resolvers to the outbox, as far as it has room. `may_pass` takes each
-    /// with its client; one that may not pass is refused.
-    pub(crate) fn receive(
-        &mut self,
-        poller: &Poller,
-        outbox: &mut Outbox,
-        now: Micros,
-        may_pass: &mut dyn FnMut(&[u8], Client) -> bool,
-    ) {
+    /// Moves answers from the resolvers to the outbox, as far as it has room. One that may not pass is
+    /// refused.
+    pub(crate) fn receive(&mut self, poller: &Poller, outbox: &mut Outbox, judge: &mut Judge<'_>) {
+        let now = judge.now;
         while outbox.has_room(self.mtu + 64) {
             let Some(slot) = self.backlog.pop_front() else {
                 return;
@@ -239,7 +262,7 @@ impl Dns {
                     received = Err(io::ErrorKind::InvalidData.into());
                     return None;
                 }
-                if !may_pass(&payload[..len.min(payload.len())], client) {
+                if !judge.may_pass(&payload[..len.min(payload.len())], client) {
                     query.write_answer(payload, Rcode::Refused);
                     return Some(query.answer_len());
                 }
@@ -283,14 +306,17 @@ impl Dns {
     }
 
     /// Turns to the next resolver where one has not answered in time.
-    pub(crate) fn expire(&mut self, poller: &Poller, outbox: &mut Outbox, now: Micros) {
-        while let Some(slot) = self.timers.pop_due(now) {
-            self.retry(slot, poller, outbox, now);
+    pub(crate) fn expire(&mut self, poller: &Poller, outbox: &mut Outbox, judge: &mut Judge<'_>) {
+        while let Some(slot) = self.timers.pop_due(judge.now) {
+            self.retry(slot, poller, outbox, judge.now);
         }
+        let (conversations, mut from) = self.conversations(poller);
+        conversations.expire(&mut from, judge);
     }
 
     /// Returns when the next resolver's time is up.
     pub(crate) fn deadline(&self) -> Option<Micros> {
-        self.timers.first().map(|(deadline, _)| deadline)
+        let datagrams = self.timers.first().map(|(deadline, _)| deadline);
+        datagrams.into_iter().chain(self.conversations.deadline()).min()
     }
 }

@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr, SocketAddrV6};
 use std::path::Path;
 use std::time::SystemTime;
 
-use crate::config::{Resolvers, is_name};
+use crate::config::{NatConfig, Resolvers};
 use crate::policy::DNS_PORT;
 
 /// How many name servers are used, as in the C library.
@@ -77,7 +77,8 @@ fn parse_search(text: &str) -> Vec<String> {
             _ => continue,
         };
         let names = words.take_while(|word| !word.starts_with(['#', ';']));
-        let names = names.map(|name| name.trim_end_matches('.')).filter(|name| is_name(name));
+        let names =
+            names.map(|name| name.trim_end_matches('.')).filter(|name| NatConfig::is_name(name));
         domains = names.take(count).map(str::to_owned).collect();
     }
     domains

@@ -21,6 +21,8 @@ pub(crate) enum Token {
     Dns(Slot),
     /// The socket of an echo flow.
     Ping(Slot),
+    /// The sockets of a guest's connection to the name server.
+    DnsStream(Slot),
     /// A port of the host that leads to the guest, by its index.
     Inbound(u32),
 }
@@ -33,6 +35,7 @@ impl Token {
             Token::Udp(slot) => (2, slot),
             Token::Dns(slot) => (3, slot),
             Token::Ping(slot) => (4, slot),
+            Token::DnsStream(slot) => (6, slot),
             Token::Inbound(index) => (5, Slot { index, generation: 0 }),
         };
         kind << (32 + GENERATION_BITS) | u64::from(slot.generation) << 32 | u64::from(slot.index)
@@ -50,6 +53,7 @@ impl Token {
             3 => Some(Token::Dns(slot)),
             4 => Some(Token::Ping(slot)),
             5 => Some(Token::Inbound(slot.index)),
+            6 => Some(Token::DnsStream(slot)),
             _ => None,
         }
     }
@@ -138,7 +142,8 @@ mod tests {
     fn tokens_survive_packing() {
         let slot = Slot { index: u32::MAX, generation: (1 << GENERATION_BITS) - 1 };
         let flows = [Token::Tcp(slot), Token::Udp(slot), Token::Dns(slot), Token::Ping(slot)];
-        for token in flows.into_iter().chain([Token::Wake, Token::Inbound(7)]) {
+        let others = [Token::Wake, Token::Inbound(7), Token::DnsStream(slot)];
+        for token in flows.into_iter().chain(others) {
             assert_eq!(Token::unpack(token.pack()), Some(token));
         }
         assert_eq!(Token::unpack(u64::MAX), None);

@@ -148,8 +148,38 @@ impl Socket {
         }
     }
 
+    /// Whether a TCP connection that was in progress has come about. Linux may report an event for
+    /// an ICMP message before it notes the error, so that no error alone is no connection.
+    ///
+    /// # Errors
+    /// Why there is none, once.
+    pub(crate) fn progress(&self) -> io::Result<Connect> {
+        self.take_error()?;
+        match self.check_peer() {
+            Ok(()) => Ok(Connect::Done),
+            Err(error) if error.kind() == io::ErrorKind::NotConnected => Ok(Connect::InProgress),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Fails with `NotConnected` where the socket has no peer.
+    fn check_peer(&self) -> io::Result<()> {
+        // SAFETY: all-zero bytes are a valid sockaddr_storage.
+        let mut address: libc::sockaddr_storage = unsafe { mem::zeroed() };
+        let mut len = mem::size_of_val(&address) as libc::socklen_t;
+        // SAFETY: the pointers describe `address` and `len`, which outlive the call.
+        let result = unsafe {
+            libc::getpeername(
+                self.fd.as_raw_fd(),
+                std::ptr::from_mut(&mut address).cast(),
+                &mut len,
+            )
+        };
+        check(result as isize).map(drop)
+    }
+
     /// Takes the error that a connection attempt, or an ICMP message, has left on the socket.
-    pub(crate) fn take_error(&self) -> io::Result<()> {
+    fn take_error(&self) -> io::Result<()> {
         let mut error: libc::c_int = 0;
         let mut len = mem::size_of_val(&error) as libc::socklen_t;
         // SAFETY: the pointers describe `error` and `len`, which outlive the call.
@@ -265,5 +295,28 @@ fn sockaddr_v6(address: SocketAddrV6) -> libc::sockaddr_in6 {
         sin6_flowinfo: address.flowinfo(),
         sin6_addr: libc::in6_addr { s6_addr: address.ip().octets() },
         sin6_scope_id: address.scope_id(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpListener;
+
+    use super::*;
+
+    #[test]
+    fn a_connection_without_an_error_is_made_only_when_it_has_a_peer() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let (socket, _) = Socket::connect_tcp(listener.local_addr().unwrap()).unwrap();
+        assert_eq!(socket.progress().unwrap(), Connect::Done);
+        // One that has not been asked to connect has no error and no peer, as one under way.
+        let idle = Socket::of_domain(libc::AF_INET, libc::SOCK_STREAM, 0).unwrap();
+        assert_eq!(idle.progress().unwrap(), Connect::InProgress);
+        let address = listener.local_addr().unwrap();
+        drop(listener);
+        // On the loopback interface the answer is there with the call.
+        let refused = Socket::connect_tcp(address).map(|(socket, _)| socket.progress());
+        let error = refused.and_then(|result| result).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::ConnectionRefused);
     }
 }

@@ -7,6 +7,7 @@ use std::os::fd::AsFd;
 use smoltcp::wire::IpListenEndpoint;
 
 use crate::config::Target;
+use crate::dns::Client;
 use crate::host::poller::Token;
 use crate::host::socket::{Connect, Socket};
 use crate::link::DropReason;
@@ -63,8 +64,9 @@ impl TcpFlows {
             }
             Route::Host(address) => Socket::connect_tcp(address),
             Route::Resolver => {
-                others = around.dns.resolvers().iter().rev().copied().collect();
-                connect_any(&mut others)
+                let client = Client { guest: (key.guest, key.guest_port), server: key.remote };
+                let stream = around.dns.begin_stream(client, around.poller, around.now);
+                stream.and_then(Socket::try_from).map(|socket| (socket, Connect::Done))
             }
         };
         let (host, connect) = match opened {
@@ -98,7 +100,11 @@ impl TcpFlows {
             return Err(DropReason::HostError);
         }
         let stage = Stage::Connecting { syn: header.seq, others };
-        let mut flow = Flow::new(key, stage, Some(host), self.buffer(), around.now);
+        let flow = Flow::new(key, stage, Some(host), self.buffer(), around.now);
+        let mut flow = flow.map_err(|error| {
+            tracing::warn!(%error, "no memory for a flow");
+            DropReason::HostError
+        })?;
         flow.name = name;
         let socket = flow.socket();
         socket.pause_synack(true);
@@ -127,7 +133,7 @@ impl TcpFlows {
         };
         let syn = *syn;
         let mut result = match &flow.host {
-            Some(host) => host.take_error(),
+            Some(host) => host.progress(),
             None => Err(io::ErrorKind::NotConnected.into()),
         };
         if result.is_err() && !others.is_empty() {
@@ -135,18 +141,15 @@ impl TcpFlows {
             result = connect_any(others).and_then(|(host, connect)| {
                 around.poller.watch(host.as_fd(), Token::Tcp(slot))?;
                 flow.host = Some(host);
-                match connect {
-                    Connect::Done => Ok(()),
-                    Connect::InProgress => Err(io::ErrorKind::WouldBlock.into()),
-                }
+                Ok(connect)
             });
         }
         match result {
-            Ok(()) => {
+            Ok(Connect::Done) => {
                 flow.open();
                 self.connecting -= 1;
             }
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Ok(Connect::InProgress) => {}
             Err(error) => match Failure::of(&error).noted_by(flow) {
                 Failure::Refused => flow.socket().abort(),
                 Failure::Unreachable(why) => {

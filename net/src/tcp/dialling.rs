@@ -33,8 +33,14 @@ impl TcpFlows {
             return;
         }
         let key = self.next_key(ticket.port, gateway, around);
-        let stage = Stage::Dialling { ticket, since: around.now };
-        let mut flow = Flow::new(key, stage, None, self.buffer(), around.now);
+        let mut flow = match Flow::new(key, Stage::Inviting, None, self.buffer(), around.now) {
+            Ok(flow) => flow,
+            Err(error) => {
+                ticket.answer(Err(DialError::Host { message: error.to_string() }));
+                return;
+            }
+        };
+        flow.stage = Stage::Dialling { ticket, since: around.now };
         flow.is_dial = true;
         let connecting = self.connect(&mut flow);
         self.dialling += 1;
@@ -82,7 +88,11 @@ impl TcpFlows {
             return;
         }
         let key = self.next_key(guest_port, gateway, around);
-        let mut flow = Flow::new(key, Stage::Inviting, Some(host), self.buffer(), around.now);
+        // Without memory the caller is let go with the socket.
+        let buffer = self.buffer();
+        let Ok(mut flow) = Flow::new(key, Stage::Inviting, Some(host), buffer, around.now) else {
+            return;
+        };
         flow.caller = Some(address);
         flow.failed = Some(Outcome::Refused);
         flow.socket().set_timeout(Some(INVITATION));

@@ -18,6 +18,7 @@ use crate::timers::Micros;
 use crate::watch::{Bytes, Ended, Outcome, Protocol};
 
 use super::orphans::Numbers;
+use super::pages::Pages;
 
 /// Names a flow: both ends as the guest sees them, with addresses of one family.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -53,6 +54,8 @@ pub(crate) struct Flow {
     pub(crate) stage: Stage,
     pub(crate) sockets: SocketSet<'static>,
     handle: SocketHandle,
+    /// What the socket's buffers lie in: dropped after it, as fields are in their order.
+    _pages: Pages,
     pub(crate) host: Option<Socket>,
     /// Whether the host's socket may have bytes, and may take some.
     pub(crate) readable: bool,
@@ -89,26 +92,32 @@ const KEEP_ALIVE: Duration = Duration::from_secs(60);
 const TIMEOUT: Duration = Duration::from_secs(300);
 
 impl Flow {
+    /// Makes a flow with two buffers of `buffer` bytes.
+    ///
+    /// # Errors
+    /// The host has no memory for them.
     pub(crate) fn new(
         key: Key,
         stage: Stage,
         host: Option<Socket>,
         buffer: usize,
         now: Micros,
-    ) -> Flow {
-        // Zeroed memory comes from the system untouched, so unused buffers occupy nothing.
-        let mut socket =
-            TcpSocket::new(SocketBuffer::new(vec![0; buffer]), SocketBuffer::new(vec![0; buffer]));
+    ) -> io::Result<Flow> {
+        let mut pages = Pages::new(2 * buffer)?;
+        // SAFETY: the only call; the flow drops its socket, which alone has them, before its pages.
+        let (received, sent) = unsafe { pages.halves() };
+        let mut socket = TcpSocket::new(SocketBuffer::new(received), SocketBuffer::new(sent));
         socket.set_nagle_enabled(false);
         // Acknowledgements are batched already: they are made when the guest's frames are in.
         socket.set_ack_delay(None);
         let mut sockets = SocketSet::new(vec![SocketStorage::EMPTY]);
         let handle = sockets.add(socket);
-        Flow {
+        Ok(Flow {
             key,
             stage,
             sockets,
             handle,
+            _pages: pages,
             host,
             readable: false,
             writable: false,
@@ -126,7 +135,7 @@ impl Flow {
             caller: None,
             is_dial: false,
             failed: None,
-        }
+        })
     }
 
     pub(crate) fn socket(&mut self) -> &mut TcpSocket<'static> {

@@ -105,11 +105,12 @@ fn what_routers_say_of_datagrams_and_connections_reaches_the_guest() {
         }
     };
     let tcp = |to: [u8; 4]| crate::tcp::connect(&world, SocketAddr::from((to, 9))).unwrap_err();
-    for error in [udp([198, 51, 100, 1]), tcp([198, 51, 100, 1])] {
-        assert_eq!(error.kind(), io::ErrorKind::ConnectionRefused);
-    }
-    for error in [udp([198, 51, 100, 7]), tcp([198, 51, 100, 7])] {
-        assert_eq!(error.kind(), io::ErrorKind::HostUnreachable);
+    for (host, kind) in [(1, io::ErrorKind::ConnectionRefused), (7, io::ErrorKind::HostUnreachable)]
+    {
+        let error = udp([198, 51, 100, host]);
+        assert_eq!(error.kind(), kind, "a datagram: {error}");
+        let error = tcp([198, 51, 100, host]);
+        assert_eq!(error.kind(), kind, "a connection: {error}");
     }
 }
 

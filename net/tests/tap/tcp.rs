@@ -11,7 +11,9 @@ use crate::world::{PATIENCE, WORLD, World};
 
 pub fn connect(world: &World, to: SocketAddr) -> io::Result<TcpStream> {
     world.guest.within(move || {
-        let stream = TcpStream::connect_timeout(&to, PATIENCE)?;
+        // Not with a time-out: std waits by poll(2) then, which Linux may wake for an ICMP message
+        // before the socket has its error.
+        let stream = TcpStream::connect(to)?;
         stream.set_read_timeout(Some(PATIENCE))?;
         stream.set_write_timeout(Some(PATIENCE))?;
         Ok(stream)

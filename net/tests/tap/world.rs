@@ -115,6 +115,9 @@ fn require(program: &str) {
         "nghttpd" => "nghttp2-server",
         "h2load" => "nghttp2-client",
         "ssh" | "scp" => "openssh-client",
+        "apt-get" => "apt",
+        "dpkg-deb" => "dpkg",
+        "sha256sum" => "coreutils",
         "/usr/sbin/sshd" => "openssh-server",
         other => other,
     };

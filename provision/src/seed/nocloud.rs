@@ -143,7 +143,8 @@ fn is_host_name(name: &str) -> bool {
         })
 }
 
-pub(crate) fn is_user_name(name: &str) -> bool {
+/// Whether it is a name that a user may have, of letters, digits, `_`, `-` and `.`: one word, whoever reads it.
+pub fn is_user_name(name: &str) -> bool {
     (1..=32).contains(&name.len())
         && name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-' | b'.'))
         && !name.starts_with('-')

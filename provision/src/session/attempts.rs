@@ -5,6 +5,7 @@
 
 use std::future::Future;
 use std::io;
+use std::ops::ControlFlow;
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -75,21 +76,32 @@ impl Attempts {
         self.causes.last()
     }
 
-    /// Keeps an error; returns the entry when its cause is not the one before it.
-    fn note(&mut self, error: AttemptError, at: Duration) -> Option<&Attempt> {
+    /// Keeps an error; whether its cause is not the one before it.
+    fn note(&mut self, error: AttemptError, at: Duration) -> bool {
         if let Some(last) = self.causes.last_mut()
             && last.error.same_cause(&error)
         {
             last.error = error;
             last.count += 1;
             last.last = at;
-            return None;
+            return false;
         }
         if self.causes.len() == 64 {
             self.causes.remove(0);
         }
         self.causes.push(Attempt { error, count: 1, first: at, last: at });
-        self.causes.last()
+        true
+    }
+}
+
+/// Of errors, and when each of them came.
+impl FromIterator<(AttemptError, Duration)> for Attempts {
+    fn from_iter<I: IntoIterator<Item = (AttemptError, Duration)>>(errors: I) -> Attempts {
+        let mut attempts = Attempts::default();
+        for (error, at) in errors {
+            attempts.note(error, at);
+        }
+        attempts
     }
 }
 
@@ -107,15 +119,15 @@ fn last_text(attempts: &Attempts) -> String {
     attempts.last().map_or_else(|| "no attempt ended".into(), |last| last.error.to_string())
 }
 
-/// Dials and logs in until a session stands, at most for `limit`. `on_change` hears each cause that is not the one before it.
+/// Dials and logs in until a session stands, at most for `limit`. `after` hears of each attempt that failed, and may end it.
 ///
 /// # Errors
-/// When the time is up, or when a cause shows that no further attempt can help.
+/// When the time is up, when `after` ends it, or when a cause shows that no further attempt can help.
 pub async fn connect_until<S, D, F>(
     mut dial: D,
     login: &Login,
     limit: Duration,
-    mut on_change: impl FnMut(&Attempt),
+    mut after: impl FnMut(&Attempts) -> ControlFlow<()>,
 ) -> Result<Session, GaveUp>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
@@ -140,14 +152,14 @@ where
         };
         let refused = matches!(&error, AttemptError::Connect(ConnectError::KeyRefused { .. }));
         let hopeless = matches!(&error, AttemptError::Connect(error) if !error.is_transient());
-        if let Some(new) = attempts.note(error, started.elapsed()) {
-            on_change(new);
+        if attempts.note(error, started.elapsed()) {
             // Something has moved in the guest: the next thing may follow soon.
             next_pause = FIRST_PAUSE;
         }
         let pause = if refused { PAUSE_AFTER_REFUSAL } else { next_pause };
         next_pause = (next_pause * 2).min(PAUSE);
-        if hopeless || Instant::now() + pause >= deadline {
+        let ended = hopeless || after(&attempts).is_break();
+        if ended || Instant::now() + pause >= deadline {
             return Err(GaveUp { waited: started.elapsed(), attempts });
         }
         sleep(pause).await;

@@ -139,12 +139,17 @@ pub enum SessionError {
         message: String,
     },
     /// sudo does not let the login become the user that the command is for.
-    #[error("sudo does not let {login} run commands as {user} without a password: {message}")]
+    #[error(
+        "sudo does not let {login} run commands as {user} with{}: {message}",
+        if *with_password { " this password" } else { "out a password" }
+    )]
     SudoRefused {
         /// The user of the session.
         login: String,
         /// The user that the command was for.
         user: String,
+        /// Whether sudo was given a password.
+        with_password: bool,
         /// What sudo printed.
         message: String,
     },

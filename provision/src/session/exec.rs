@@ -54,7 +54,7 @@ impl Session {
         output: &mut dyn Output,
     ) -> Result<ExitStatus, SessionError> {
         let mark = format!("kvmbake-{:016x}", mark_number());
-        let remote = words(command, &self.user, &mark)?;
+        let remote = words(command, self.who(), &mark)?;
         let channel = self.start(&remote.exec).await?;
         let mut running = Running::new(self, channel, remote.stdin, Preamble::new(remote.mark));
         let limit = command.timeout;
@@ -106,7 +106,7 @@ impl Session {
     }
 
     async fn kill(&self, place: &Place, privilege: &Privilege) -> bool {
-        let Ok((exec, stdin)) = kill_words(place, privilege, &self.user) else { return false };
+        let Ok((exec, stdin)) = kill_words(place, privilege, self.who()) else { return false };
         let Ok(channel) = self.start(&exec).await else { return false };
         let mut killer = Running::new(self, channel, stdin, Preamble::none());
         matches!(killer.follow(None, &mut ()).await, Ok(Some(ExitStatus::Code(0))))
@@ -123,7 +123,7 @@ impl Session {
         let mark = format!("kvmbake-{:016x}", mark_number());
         let asking = async {
             let channel = self.open().await?;
-            let remote = line_words(&line(), privilege, &self.user, &mark)?;
+            let remote = line_words(&line(), privilege, self.who(), &mark)?;
             channel.exec(true, &*remote.exec).await.map_err(|_| self.lost(false))?;
             let mut running = Running::new(self, channel, remote.stdin, Preamble::new(remote.mark));
             let mut capture = Capture::new(64 << 10);
@@ -149,7 +149,7 @@ impl Session {
     }
 
     /// Opens a channel for one program.
-    pub(super) async fn open(&self) -> Result<Channel<client::Msg>, SessionError> {
+    pub(crate) async fn open(&self) -> Result<Channel<client::Msg>, SessionError> {
         if self.is_closed() {
             return Err(self.lost(false));
         }
@@ -162,13 +162,13 @@ impl Session {
         }
     }
 
-    pub(super) fn lost(&self, started: bool) -> SessionError {
+    pub(crate) fn lost(&self, started: bool) -> SessionError {
         SessionError::ConnectionLost { started, detail: self.end() }
     }
 }
 
 /// A word that no output holds by chance; it guards nothing, so the clock and the process serve for it.
-fn mark_number() -> u64 {
+pub(crate) fn mark_number() -> u64 {
     use std::hash::{BuildHasher, Hasher, RandomState};
     RandomState::new().build_hasher().finish()
 }
@@ -299,9 +299,12 @@ impl<'a> Running<'a> {
         let message = String::from_utf8_lossy(&said).trim().to_owned();
         let message = if message.is_empty() { format!("no output, {status}") } else { message };
         match (self.preamble.shell_reached, as_user) {
-            (false, Some(user)) => {
-                Err(SessionError::SudoRefused { login: self.session.user.clone(), user, message })
-            }
+            (false, Some(user)) => Err(SessionError::SudoRefused {
+                login: self.session.user.clone(),
+                user,
+                with_password: self.session.sudo_password.is_some(),
+                message,
+            }),
             _ => {
                 let code = if let ExitStatus::Code(code) = status { Some(code) } else { None };
                 Err(SessionError::NotStarted {

@@ -214,7 +214,7 @@ async fn real_sudo_and_su_change_the_user_and_a_command_under_them_can_be_killed
         Command::shell("id -un; echo $HOME $1").with_privilege(Privilege::User("daemon".into()));
     let by_su = session.capture(&whoami).await.expect("su");
     assert_eq!(by_su.stdout.lines().next(), Some("daemon"), "{by_su:?}");
-    session.user = "debian".into();
+    session.set_user("debian");
     let by_sudo = session.capture(&whoami).await.expect("sudo");
     assert_eq!(by_sudo.stdout, by_su.stdout);
     let as_root = session
@@ -235,7 +235,7 @@ async fn with_sudo(body: &str) -> (Sshd, Session, super::super::sshd::Server) {
     let tools = scripts(&[("sudo", body)]).keep();
     let sshd = Sshd::with(&format!("SetEnv PATH={}:/usr/bin:/bin", tools.display()));
     let (mut session, server) = sshd.session().await;
-    session.user = "debian".into();
+    session.set_user("debian");
     (sshd, session, server)
 }
 
@@ -262,6 +262,49 @@ async fn sudo_is_given_the_user_and_nothing_of_the_command() {
     let seen = session.capture(&command).await.expect("status");
     assert_eq!(seen.stdout, "s3cret\n");
     assert_eq!(seen.stderr, "-n -H -u baker -- /bin/sh -c IFS= read -r b && eval \"$b\"\n");
+}
+
+#[tokio::test]
+async fn a_password_is_given_to_sudo_alone_whether_it_wants_one_or_not() {
+    let asks = "IFS= read -r given; [ \"$given\" = 'hunter 2' ] || { echo 'sudo: 1 incorrect password attempt' >&2; exit 1; }; ";
+    for sudo in [asks, ""] {
+        let body = format!(
+            "{sudo}echo \"$*\" >&2; while [ \"$1\" != -- ]; do shift; done; shift; exec \"$@\""
+        );
+        let (_sshd, mut session, _server) = with_sudo(&body).await;
+        session.set_sudo_password("hunter 2");
+        let mut command =
+            Command::shell("cat; echo done").with_privilege(Privilege::User("baker".into()));
+        command.stdin = Some(b"its input\n".to_vec());
+        let seen = session.capture(&command).await.expect("status");
+        assert_eq!(seen.stdout, "its input\ndone\n");
+        assert!(seen.stderr.starts_with("-k -S -p  -H -u baker -- /bin/sh -c "), "{seen:?}");
+        assert!(!seen.stderr.contains("hunter"), "{seen:?}");
+        let limit = Duration::from_secs(60);
+        let line = session.ask(&Privilege::Root, limit, || "echo line".into()).await;
+        assert_eq!(line.expect("status").stdout, "line\n");
+        let command = Command::shell("trap '' TERM; sleep 1000").with_privilege(Privilege::Root);
+        let result = session.run(&command.with_timeout(Duration::from_secs(1)), &mut ()).await;
+        assert!(matches!(result, Err(SessionError::TimedOut { ended: true, .. })), "{result:?}");
+    }
+    let (_sshd, mut session, _server) = with_sudo(asks).await;
+    session.set_sudo_password("guess");
+    let command = Command::shell("true").with_privilege(Privilege::Root);
+    assert_eq!(
+        session.capture(&command).await.expect_err("refused").to_string(),
+        "sudo does not let debian run commands as root with this password: \
+         sudo: 1 incorrect password attempt"
+    );
+}
+
+#[test]
+fn a_password_is_one_line_of_text() {
+    use super::super::SudoPassword;
+    for wrong in ["", ":", "a\nb", "a\rb", "a\0b"] {
+        assert_eq!(SudoPassword::new(wrong), None, "{wrong:?}");
+    }
+    let password = SudoPassword::new("hunter 2").expect("a line");
+    assert_eq!(format!("{password:?}"), "SudoPassword");
 }
 
 #[tokio::test]

@@ -14,6 +14,7 @@ mod connect;
 mod error;
 mod exec;
 mod remote;
+mod sudo;
 mod tap;
 mod terminal;
 
@@ -23,7 +24,7 @@ use std::time::Duration;
 
 use russh::Disconnect;
 use russh::client::{self, DisconnectReason, Handle};
-use russh::keys::{HashAlg, PublicKeyOrCertificate};
+use russh::keys::{HashAlg, PublicKey, PublicKeyOrCertificate};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::{Instant, timeout};
 
@@ -34,7 +35,11 @@ use connect::{begin, diagnose};
 pub use attempts::{Attempt, AttemptError, Attempts, GaveUp, connect_until};
 pub use error::{ConnectError, Phase, SessionError};
 pub use exec::Captured;
+pub(crate) use exec::mark_number;
+use remote::Who;
 pub(crate) use remote::is_variable_name;
+pub(crate) use sudo::Sudo;
+pub use sudo::SudoPassword;
 use tap::{Opening, Tap};
 pub use terminal::{TerminalError, TerminalRequest, TerminalSize};
 
@@ -53,6 +58,8 @@ pub struct Login {
     pub keepalive_limit: usize,
     /// The host key that the guest must show; none accepts any.
     pub host_key: Option<HostKey>,
+    /// What sudo asks for; none where it asks for nothing.
+    pub sudo_password: Option<SudoPassword>,
 }
 
 impl Login {
@@ -65,6 +72,7 @@ impl Login {
             keepalive: Duration::from_secs(20),
             keepalive_limit: 6,
             host_key: None,
+            sudo_password: None,
         }
     }
 }
@@ -73,6 +81,29 @@ impl Login {
 #[derive(Clone, PartialEq, Eq)]
 pub struct HostKey {
     fingerprint: String,
+    /// Type and key, without a comment.
+    openssh: String,
+}
+
+impl HostKey {
+    fn new(key: &PublicKey) -> HostKey {
+        let line = key.to_openssh().unwrap_or_default();
+        let fields: Vec<&str> = line.split_ascii_whitespace().take(2).collect();
+        HostKey {
+            fingerprint: key.fingerprint(HashAlg::Sha256).to_string(),
+            openssh: fields.join(" "),
+        }
+    }
+
+    /// Reads a key as [`HostKey::openssh`] gives it; none when the line is no key.
+    pub fn from_openssh(line: &str) -> Option<HostKey> {
+        Some(HostKey::new(&PublicKey::from_openssh(line).ok()?))
+    }
+
+    /// Returns the key as a `.pub` file has it, and a line of `known_hosts` behind its names: type and key.
+    pub fn openssh(&self) -> &str {
+        &self.openssh
+    }
 }
 
 impl fmt::Display for HostKey {
@@ -93,6 +124,7 @@ pub struct Session {
     tap: Tap,
     seen: Arc<Mutex<Seen>>,
     user: String,
+    sudo_password: Option<SudoPassword>,
     host_key: HostKey,
     banner: String,
 }
@@ -118,15 +150,12 @@ impl client::Handler for Guard {
         &mut self,
         key: &PublicKeyOrCertificate,
     ) -> Result<bool, Self::Error> {
-        let fingerprint = match key {
-            PublicKeyOrCertificate::PublicKey { key, .. } => {
-                key.fingerprint(HashAlg::Sha256).to_string()
-            }
+        let found = match key {
+            PublicKeyOrCertificate::PublicKey { key, .. } => HostKey::new(key),
             PublicKeyOrCertificate::Certificate(certificate) => {
-                certificate.public_key().fingerprint(HashAlg::Sha256).to_string()
+                HostKey::new(&PublicKey::from(certificate.public_key().clone()))
             }
         };
-        let found = HostKey { fingerprint };
         let accepted = self.expected.as_ref().is_none_or(|expected| *expected == found);
         let mut seen = lock(&self.seen);
         seen.host_key = Some(found);
@@ -209,13 +238,17 @@ impl Session {
         match result {
             Ok(handle) => {
                 let host_key = lock(&seen).host_key.clone();
-                let host_key = host_key.unwrap_or_else(|| HostKey { fingerprint: String::new() });
+                let host_key = host_key.unwrap_or_else(|| HostKey {
+                    fingerprint: String::new(),
+                    openssh: String::new(),
+                });
                 let banner = if let Opening::Banner(banner) = tap.opening() {
                     banner
                 } else {
                     String::new()
                 };
-                Ok(Session { handle, tap, seen, user: login.user.clone(), host_key, banner })
+                let (user, sudo_password) = (login.user.clone(), login.sudo_password.clone());
+                Ok(Session { handle, tap, seen, user, sudo_password, host_key, banner })
             }
             Err(error) => {
                 tap.close();
@@ -227,6 +260,27 @@ impl Session {
     /// Returns the name that the session is logged in as.
     pub fn user(&self) -> &str {
         &self.user
+    }
+
+    /// Returns how a shell is started as root by sudo.
+    pub(crate) fn sudo(&self) -> Sudo {
+        Sudo::new(None, self.sudo_password.as_ref())
+    }
+
+    fn who(&self) -> Who<'_> {
+        Who { login: &self.user, password: self.sudo_password.as_ref() }
+    }
+
+    /// Makes the session believe that it is another user's.
+    #[cfg(test)]
+    pub(crate) fn set_user(&mut self, user: &str) {
+        self.user = user.into();
+    }
+
+    /// Gives the session a password for sudo.
+    #[cfg(test)]
+    pub(crate) fn set_sudo_password(&mut self, password: &str) {
+        self.sudo_password = SudoPassword::new(password);
     }
 
     /// Returns the host key that the guest showed.

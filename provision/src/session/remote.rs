@@ -9,10 +9,10 @@
 //! Everything is POSIX shell, tried with dash, bash and busybox; of the guest's programs it needs `mktemp`, `cat`, `rm`
 //! and, for a command that reads standard input, `dd`.
 
-use crate::command::{Command, Privilege, Program};
+use crate::command::{Command, Privilege, Program, shell_word};
 use crate::seed::nocloud::is_user_name;
 
-use super::SessionError;
+use super::{SessionError, Sudo, SudoPassword};
 
 /// The exit code of our own words: the program did not begin.
 pub(super) const NOT_STARTED: u32 = 125;
@@ -27,6 +27,13 @@ pub(super) struct Remote {
     pub(super) mark: String,
     /// Whether another program, sudo or su, stands before the shell.
     pub(super) as_user: Option<String>,
+}
+
+/// Who is logged in.
+#[derive(Clone, Copy)]
+pub(super) struct Who<'a> {
+    pub(super) login: &'a str,
+    pub(super) password: Option<&'a SudoPassword>,
 }
 
 /// Where the command runs, as the wrapper tells.
@@ -48,8 +55,8 @@ impl Place {
 }
 
 /// Puts a command into words. `mark` is a word that the command's output does not hold by chance.
-pub(super) fn words(command: &Command, login: &str, mark: &str) -> Result<Remote, SessionError> {
-    let (exec, as_user) = entry(&command.privilege, login)?;
+pub(super) fn words(command: &Command, who: Who<'_>, mark: &str) -> Result<Remote, SessionError> {
+    let Entry { exec, as_user, input: mut stdin } = entry(&command.privilege, who)?;
     let mut wrapper = String::new();
     for (name, value) in &command.env {
         if !is_variable_name(name) {
@@ -106,7 +113,7 @@ pub(super) fn words(command: &Command, login: &str, mark: &str) -> Result<Remote
          [ \"$kb_l\" = \"$kb_n\" ] || kb_w=1; {receive}\
          [ \"$kb_w\" = 0 ] || {{ rm -rf \"$kb_d\"; exit {NOT_STARTED}; }}; umask \"$kb_u\"; . \"$kb_d\"/.run\n"
     );
-    let mut stdin = first.into_bytes();
+    stdin.extend_from_slice(first.as_bytes());
     stdin.extend_from_slice(wrapper.as_bytes());
     stdin.extend_from_slice(format!("{mark}\n").as_bytes());
     if let Some((_, content)) = script {
@@ -120,21 +127,22 @@ pub(super) fn words(command: &Command, login: &str, mark: &str) -> Result<Remote
 pub(super) fn line_words(
     line: &str,
     privilege: &Privilege,
-    login: &str,
+    who: Who<'_>,
     mark: &str,
 ) -> Result<Remote, SessionError> {
-    let (exec, as_user) = entry(privilege, login)?;
+    let Entry { exec, as_user, input: mut stdin } = entry(privilege, who)?;
     let line = format!("printf '%s shell\\n%s run 0 0 -\\n' {mark} {mark}; {line}\n");
-    Ok(Remote { exec, stdin: line.into_bytes(), mark: mark.to_owned(), as_user })
+    stdin.extend_from_slice(line.as_bytes());
+    Ok(Remote { exec, stdin, mark: mark.to_owned(), as_user })
 }
 
 /// The words that kill a command, all its group: TERM, five seconds, KILL. They end with 0 once the group is gone.
 pub(super) fn kill_words(
     place: &Place,
     privilege: &Privilege,
-    login: &str,
+    who: Who<'_>,
 ) -> Result<(String, Vec<u8>), SessionError> {
-    let (exec, _) = entry(privilege, login)?;
+    let Entry { exec, input: mut stdin, .. } = entry(privilege, who)?;
     let Place { process, group, folder } = place;
     // A guest may say anything; 0 and 1 would stand for more than the command.
     let (process, group) = (process.max(&2), group.max(&2));
@@ -147,27 +155,44 @@ pub(super) fn kill_words(
          kb_i=$((kb_i + 1)); [ \"$kb_i\" != 25 ] || kill -s KILL -- \"$kb_t\" 2>/dev/null; \
          sleep 0.2 2>/dev/null || sleep 1; done; rm -rf {folder}; ! kill -s 0 -- \"$kb_t\" 2>/dev/null\n"
     );
-    Ok((exec, line.into_bytes()))
+    stdin.extend_from_slice(line.as_bytes());
+    Ok((exec, stdin))
 }
 
-/// The constant that `exec` runs, and who stands between the login and the shell.
-fn entry(privilege: &Privilege, login: &str) -> Result<(String, Option<String>), SessionError> {
-    const SHELL: &str = "/bin/sh -c 'IFS= read -r b && eval \"$b\"'";
+/// The way to a shell with the right rights.
+struct Entry {
+    /// The constant that `exec` runs.
+    exec: String,
+    /// Who stands between the login and the shell.
+    as_user: Option<String>,
+    /// What comes on standard input before all else.
+    input: Vec<u8>,
+}
+
+fn entry(privilege: &Privilege, who: Who<'_>) -> Result<Entry, SessionError> {
+    const EVAL: &str = "IFS= read -r b && eval \"$b\"";
+    let login = who.login;
+    let plain =
+        || Entry { exec: format!("exec /bin/sh -c '{EVAL}'"), as_user: None, input: Vec::new() };
+    let by_sudo = |user: Option<&str>| {
+        let Sudo { exec, input, skip } = Sudo::new(user, who.password);
+        let as_user = Some(user.unwrap_or("root").to_owned());
+        Entry { exec: format!("{exec} -c '{skip}{EVAL}'"), as_user, input }
+    };
     Ok(match privilege {
-        Privilege::Login => (format!("exec {SHELL}"), None),
-        Privilege::Root if login == "root" => (format!("exec {SHELL}"), None),
-        Privilege::Root => (format!("exec sudo -n -H -- {SHELL}"), Some("root".into())),
-        Privilege::User(name) if name == login => (format!("exec {SHELL}"), None),
+        Privilege::Login => plain(),
+        Privilege::Root if login == "root" => plain(),
+        Privilege::Root => by_sudo(None),
+        Privilege::User(name) if name == login => plain(),
         Privilege::User(name) if !is_user_name(name) => {
             return Err(SessionError::UserName { name: name.clone() });
         }
-        Privilege::User(name) if login == "root" => (
-            format!("exec su -s /bin/sh -c 'IFS= read -r b && eval \"$b\"' {name}"),
-            Some(name.clone()),
-        ),
-        Privilege::User(name) => {
-            (format!("exec sudo -n -H -u {name} -- {SHELL}"), Some(name.clone()))
-        }
+        Privilege::User(name) if login == "root" => Entry {
+            exec: format!("exec su -s /bin/sh -c '{EVAL}' {name}"),
+            as_user: Some(name.clone()),
+            input: Vec::new(),
+        },
+        Privilege::User(name) => by_sudo(Some(name)),
     })
 }
 
@@ -203,12 +228,11 @@ fn join(words: &[String]) -> Result<String, SessionError> {
     Ok(words?.join(" "))
 }
 
-/// One word, whatever is in it: in single quotes, with the single quotes inside it taken out.
 fn quoted(text: &str, what: &str) -> Result<String, SessionError> {
     if text.contains('\0') {
         return Err(SessionError::ZeroByte { what: what.to_owned() });
     }
-    Ok(format!("'{}'", text.replace('\'', "'\\''")))
+    Ok(shell_word(text))
 }
 
 /// Whether a shell takes it as the name of a variable.
@@ -224,9 +248,13 @@ mod tests {
     use std::io::Write;
     use std::process::{Output, Stdio};
 
+    fn named(login: &str) -> Who<'_> {
+        Who { login, password: None }
+    }
+
     /// Runs the words as sshd would, with the shell that stands at `shell` in the place of `/bin/sh`.
     fn run(shell: &str, command: &Command) -> Output {
-        let remote = words(command, "root", "mark123").expect("words");
+        let remote = words(command, named("root"), "mark123").expect("words");
         let exec = remote.exec.replace("/bin/sh", shell);
         let mut child = std::process::Command::new("/bin/sh")
             .args(["-c", &exec])
@@ -300,7 +328,7 @@ mod tests {
             let witness = folder.path().join("ran");
             let command =
                 Command::script("s", format!("echo >{0}\n# more\necho >{0}\n", witness.display()));
-            let remote = words(&command, "root", "mark123").expect("words");
+            let remote = words(&command, named("root"), "mark123").expect("words");
             for cut in 0..remote.stdin.len() {
                 // All of it takes long: every place near a boundary, and some between.
                 let near = remote.stdin[..cut].ends_with(b"\n") || remote.stdin[cut] == b'\n';
@@ -350,20 +378,20 @@ mod tests {
         let with = |name: &str, value: &str| {
             let mut command = Command::new(["true"]);
             command.env.push((name.into(), value.into()));
-            words(&command, "x", "m").map(|_| ())
+            words(&command, named("x"), "m").map(|_| ())
         };
         assert!(matches!(with("A-B", ""), Err(SessionError::VariableName { .. })));
         assert!(matches!(with("", ""), Err(SessionError::VariableName { .. })));
         assert!(matches!(with("A", "x\0"), Err(SessionError::ZeroByte { .. })));
         let odd = Command::new(["true"]).with_privilege(Privilege::User("a b".into()));
-        assert!(matches!(words(&odd, "x", "m"), Err(SessionError::UserName { .. })));
+        assert!(matches!(words(&odd, named("x"), "m"), Err(SessionError::UserName { .. })));
     }
 
     #[test]
     fn nothing_of_the_command_is_in_what_sudo_logs() {
         let mut command = Command::script("s", "echo secret").with_privilege(Privilege::Root);
         command.env.push(("TOKEN".into(), "hunter2".into()));
-        let remote = words(&command, "debian", "m").expect("words");
+        let remote = words(&command, named("debian"), "m").expect("words");
         assert_eq!(remote.exec, "exec sudo -n -H -- /bin/sh -c 'IFS= read -r b && eval \"$b\"'");
     }
 }

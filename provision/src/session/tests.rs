@@ -1,5 +1,6 @@
 //! Sessions against OpenSSH's own server, and against streams that are no server.
 
+use std::ops::ControlFlow;
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -108,7 +109,12 @@ async fn a_refused_key_says_what_the_server_would_take() {
 async fn the_host_key_can_be_pinned() {
     let sshd = Sshd::new();
     let (session, _server) = sshd.session().await;
-    let pinned = session.host_key().clone();
+    let line = std::fs::read_to_string(sshd.path("host.pub")).expect("public key");
+    let shown = session.host_key().openssh();
+    assert!(line.starts_with(&format!("{shown} ")), "{line:?} begins not with {shown:?}");
+    let pinned = HostKey::from_openssh(shown).expect("a key");
+    assert_eq!(pinned, *session.host_key());
+    assert!(HostKey::from_openssh("ssh-ed25519 AAAA").is_none());
     let (stream, _again) = sshd.serve();
     let login = Login { host_key: Some(pinned.clone()), ..sshd.login() };
     Session::log_in(stream, &login).await.expect("the same key is let in");
@@ -170,8 +176,9 @@ async fn attempts_go_on_until_the_guest_lets_us_in() {
         };
         std::future::ready(result)
     };
-    let session = connect_until(dial, &login, Duration::from_secs(60), |cause| {
-        causes.push(cause.error.to_string())
+    let session = connect_until(dial, &login, Duration::from_secs(60), |attempts| {
+        causes = attempts.causes().iter().map(|cause| cause.error.to_string()).collect();
+        ControlFlow::Continue(())
     });
     let session = session.await.expect("session");
     assert!(session.capture(&Command::shell("true")).await.expect("status").status.success());
@@ -188,10 +195,20 @@ async fn giving_up_tells_the_last_cause_and_how_often_it_came() {
     let dial =
         || std::future::ready(Err::<UnixStream, _>(std::io::Error::other("no DHCP lease yet")));
     let gave_up =
-        connect_until(dial, &Login::new("root", &key), Duration::from_millis(700), |_| {})
-            .await
-            .expect_err("no");
+        connect_until(dial, &Login::new("root", &key), Duration::from_millis(700), |_| {
+            ControlFlow::Continue(())
+        })
+        .await
+        .expect_err("no");
     let last = gave_up.attempts.last().expect("cause");
     assert!(last.count >= 2 && gave_up.attempts.causes().len() == 1);
     assert!(gave_up.to_string().contains("no DHCP lease yet"), "{gave_up}");
+    // One who knows better need not wait.
+    let hour = Duration::from_secs(3600);
+    let enough = |attempts: &Attempts| match attempts.last().is_some_and(|last| last.count == 2) {
+        true => ControlFlow::Break(()),
+        false => ControlFlow::Continue(()),
+    };
+    let gave_up = connect_until(dial, &Login::new("root", &key), hour, enough).await;
+    assert_eq!(gave_up.expect_err("no").attempts.causes()[0].count, 2);
 }

@@ -4,8 +4,17 @@
 //! on a [`Guest`]. It tells its [`Log`] what it does and hands over all output as it comes. A step that may reboot the
 //! guest ends in [`Outcome::Disconnected`]; the caller, who knows the machine, connects again before the next step.
 
+pub mod bootstrap;
+mod download;
+mod pack;
+mod script;
 mod shell;
+pub mod sysprep;
 mod trace;
+pub mod tree;
+pub mod trim;
+mod upload;
+pub mod wait;
 
 use std::future::Future;
 use std::io;
@@ -16,8 +25,13 @@ use std::time::Duration;
 use crate::command::ExitStatus;
 use crate::output::{Line, Output};
 use crate::session::{Session, SessionError};
+use crate::sftp::SftpError;
 
+pub use download::{Download, DownloadStep};
+pub use pack::{Place, deliver};
+pub use script::ScriptStep;
 pub use shell::{MAX_SCRIPT, ShellSource, ShellStep};
+pub use upload::{MAX_TEMPLATE, Render, Upload, UploadStep};
 
 /// The guest that steps run on.
 #[derive(Debug)]
@@ -67,6 +81,13 @@ pub enum Outcome {
 pub struct StepResult {
     /// How it ended.
     pub outcome: Outcome,
+}
+
+impl StepResult {
+    /// Returns what a step gives back that did it all and has no exit code of its own.
+    pub fn done() -> StepResult {
+        StepResult { outcome: Outcome::Finished(ExitStatus::Code(0)) }
+    }
 }
 
 /// A future of a step's run.
@@ -128,6 +149,69 @@ pub enum CheckError {
         path: PathBuf,
         /// The interpreter as the guest would read it.
         interpreter: String,
+    },
+    /// A file or folder to upload cannot be read.
+    #[error("{} cannot be read", path.display())]
+    NotRead {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// A pattern stands for nothing.
+    #[error("No file matches {pattern}")]
+    NoMatch {
+        /// The pattern.
+        pattern: String,
+    },
+    /// Neither a file nor a folder nor a link.
+    #[error("{} is a device, a pipe or a socket, and cannot be uploaded", path.display())]
+    Special {
+        /// What it is about.
+        path: PathBuf,
+    },
+    /// A slash at the end where there is no folder.
+    #[error("{} is no folder", path.display())]
+    NoFolder {
+        /// What it is about.
+        path: PathBuf,
+    },
+    /// A folder that has no name to go by.
+    #[error("{} has no name to go by; a slash at its end uploads what is in it", path.display())]
+    NoName {
+        /// The folder.
+        path: PathBuf,
+    },
+    /// A pattern may stand for several files, which cannot all have one name.
+    #[error("A pattern may stand for several files: end `to` with a slash ({to}/)")]
+    ManyToOne {
+        /// Where they should go.
+        to: String,
+    },
+    /// More than is sensible.
+    #[error("{} goes beyond the {limit} files or folders that may be uploaded", path.display())]
+    TooMany {
+        /// Where the limit was met.
+        path: PathBuf,
+        /// The limit.
+        limit: usize,
+    },
+    /// A template is at fault.
+    #[error("Template {}: {message}", path.display())]
+    Template {
+        /// The template.
+        path: PathBuf,
+        /// A sentence.
+        message: String,
+    },
+    /// A program that the host would run is not there.
+    #[error("`{name}` is not on this host: {hint}")]
+    Program {
+        /// Its name.
+        name: String,
+        /// Where it comes from.
+        hint: String,
     },
     /// A name that no shell takes for a variable.
     #[error("{name:?} is not a name of an environment variable")]
@@ -203,19 +287,50 @@ pub enum StepError {
         #[source]
         source: SessionError,
     },
+    /// Files could not be moved.
+    #[error("{what} failed")]
+    Transfer {
+        /// Which files.
+        what: String,
+        /// Why.
+        #[source]
+        source: SftpError,
+    },
+    /// A program of the host could not be run.
+    #[error("{what} could not be run on the host")]
+    Host {
+        /// What was to be done.
+        what: String,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
     /// Something that the check had found in order is so no longer.
     #[error(transparent)]
     Check(#[from] CheckError),
 }
 
 impl StepError {
+    /// Of a transfer that failed.
+    fn transfer(what: String, source: SftpError) -> StepError {
+        match source {
+            SftpError::Session(SessionError::ConnectionLost { started, detail }) => {
+                StepError::Disconnected { what, detail, started, tail: Vec::new() }
+            }
+            source => StepError::Transfer { what, source },
+        }
+    }
+
     /// Returns the last lines that the guest printed.
     pub fn tail(&self) -> &[Line] {
         match self {
             StepError::Failed { tail, .. }
             | StepError::TimedOut { tail, .. }
             | StepError::Disconnected { tail, .. } => tail,
-            StepError::Session { .. } | StepError::Check(_) => &[],
+            StepError::Session { .. }
+            | StepError::Transfer { .. }
+            | StepError::Host { .. }
+            | StepError::Check(_) => &[],
         }
     }
 
@@ -237,5 +352,14 @@ fn expectation(expected: &[i32]) -> String {
             let codes: Vec<String> = codes.iter().map(i32::to_string).collect();
             format!(", expected {}", codes.join(" or "))
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    /// An error with all its causes, as a person is shown it.
+    pub(super) fn chain(error: &dyn std::error::Error) -> String {
+        let causes = std::iter::successors(Some(error), |error| error.source());
+        causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
     }
 }

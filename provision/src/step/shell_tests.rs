@@ -148,7 +148,7 @@ const LEAVE: &str = "kill -KILL $(ps -o ppid= -p $PPID)";
 async fn a_guest_that_leaves_is_a_reboot_only_where_the_step_says_so() {
     let sshd = Sshd::new();
     let (first, _server) = guest(&sshd).await;
-    let mut step = inline(&["echo going", LEAVE, "sleep 100"]);
+    let mut step = inline(&["echo going; sleep 2", LEAVE, "sleep 100"]);
     let error = step.run(&first, &mut ()).await.expect_err("lost");
     assert!(matches!(&error, StepError::Disconnected { started: true, .. }), "{error:?}");
     assert!(error.is_disconnect());
@@ -241,6 +241,6 @@ async fn a_step_that_hangs_is_tried_again_after_its_time() {
     let mark = sshd.folder.path().join("mark");
     let text = format!("test -e {0} && exit 0; touch {0}; sleep 600", mark.display());
     let mut step = inline(&[&text]);
-    (step.retries, step.timeout) = (1, Some(Duration::from_secs(2)));
+    (step.retries, step.timeout) = (1, Some(Duration::from_secs(10)));
     step.run(&guest, &mut ()).await.expect("done");
 }

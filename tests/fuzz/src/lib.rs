@@ -5,6 +5,7 @@
 //! Checksums stand between a fuzzer and what they protect, so an input whose last byte is odd gets
 //! right ones first.
 
+mod http;
 mod net;
 
 use std::fs::File;
@@ -38,11 +39,13 @@ pub enum Reader {
     Dhcp,
     /// The network's name server.
     Dns,
+    /// The server of HTTP.
+    Http,
 }
 
 impl Reader {
     /// Every reader with its name, which is also that of its corpus.
-    pub const ALL: [(&str, Reader); 10] = [
+    pub const ALL: [(&str, Reader); 11] = [
         ("qcow2", Reader::Qcow2),
         ("vdi", Reader::Vdi),
         ("vhd", Reader::Vhd),
@@ -53,6 +56,7 @@ impl Reader {
         ("frames", Reader::Frames),
         ("dhcp", Reader::Dhcp),
         ("dns", Reader::Dns),
+        ("http", Reader::Http),
     ];
 
     fn format(self) -> Option<Format> {
@@ -63,7 +67,7 @@ impl Reader {
             Reader::Vhdx => Some(Format::Vhdx),
             Reader::Vmdk => Some(Format::Vmdk),
             Reader::Ova => Some(Format::Ova),
-            Reader::Packed | Reader::Frames | Reader::Dhcp | Reader::Dns => None,
+            Reader::Packed | Reader::Frames | Reader::Dhcp | Reader::Dns | Reader::Http => None,
         }
     }
 }
@@ -79,6 +83,7 @@ pub fn read(reader: Reader, input: &[u8]) {
         Reader::Frames => return net::frames(input),
         Reader::Dhcp => return net::dhcp(input),
         Reader::Dns => return net::dns(input),
+        Reader::Http => return http::http(input),
         _ => {}
     }
     let mut bytes = input.to_vec();

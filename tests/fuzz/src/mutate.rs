@@ -57,7 +57,10 @@ fn main() -> ExitCode {
             let outcome = std::panic::catch_unwind(|| read(reader, &input));
             if outcome.is_err() || start.elapsed() > TOO_LONG {
                 let kept = format!("crash-{name}-{round}");
-                eprintln!("{name}: input {round} failed after {:?}, kept as {kept}", start.elapsed());
+                eprintln!(
+                    "{name}: input {round} failed after {:?}, kept as {kept}",
+                    start.elapsed()
+                );
                 if let Err(error) = std::fs::write(&kept, &input) {
                     eprintln!("{kept}: {error}");
                 }
@@ -95,7 +98,8 @@ fn mutated(seeds: &[Vec<u8>], round: u64) -> Vec<u8> {
             2 => {
                 let values = [0u32, 1, u32::MAX, i32::MAX as u32, 1 << 31, 512, 65_536];
                 let value = values[random.below(values.len())];
-                let value = if random.below(2) == 0 { value.to_le_bytes() } else { value.to_be_bytes() };
+                let value =
+                    if random.below(2) == 0 { value.to_le_bytes() } else { value.to_be_bytes() };
                 let end = (at + 4).min(bytes.len());
                 bytes[at..end].copy_from_slice(&value[..end - at]);
             }

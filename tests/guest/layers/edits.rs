@@ -24,6 +24,7 @@ fn assert_run(five: &Five, planned: &str, log: &str) {
 }
 
 #[test]
+#[ignore = "runs a dozen builds, minutes in the rig; `make guest-long` runs it"]
 fn edits_of_files_variables_and_titles_reuse_the_right_layers_and_the_cause_is_named() {
     let five = Five::new("edits");
     assert_eq!(five.plan().planned(), "boot 1 2 3 4 5 sealed | ");
@@ -102,7 +103,8 @@ fn what_a_step_and_the_command_line_say_of_the_cache_holds() {
     five.edit("name = \"four\"", "name = \"four\"\nmax_age = \"1ms\"");
     let plan = five.plan();
     assert_eq!(plan.planned(), "boot 1 2 3 | 4 5 sealed");
-    assert_why(&plan, "step 4", &["old, may be 0.0s"]);
+    // Not as JSON as well: that was asked for a moment later, and tells of a greater age.
+    assert!(plan.text.contains(" old, may be 0.0s"), "{}", plan.text);
     let run = five.run("--until 5");
     assert_eq!((run.planned().as_str(), run.steps()), ("boot 1 2 3 | 4 5", vec![4, 5]));
     five.edit("name = \"four\"", "name = \"four\"\nmax_age = \"1d\"");

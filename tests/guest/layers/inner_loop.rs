@@ -2,6 +2,8 @@
 
 use std::time::{Duration, Instant};
 
+use kvmbake_rig::Process;
+
 use super::five::Five;
 use crate::project::LIMIT;
 
@@ -47,6 +49,46 @@ fn a_shell_on_a_terminal_is_the_guests_own() {
 }
 
 #[test]
+fn a_person_goes_past_a_breakpoint_looks_at_a_failure_and_has_the_step_tried_again() {
+    let five = Five::new("person");
+    let step = "[[step]]\nname = \"five\"";
+    five.edit(step, &format!("[[step]]\nbreakpoint = \"look here\"\n\n{step}"));
+    five.write("five.sh", "#!/bin/sh\ntouch /tmp/dirty\nexit 7\n");
+    let mut build = five.command("run p.toml --on-error shell -o person").pty().spawn().unwrap();
+    let mut answer = |question: &str, keys: &str| {
+        assert!(build.wait_for(question, Duration::from_secs(240)), "{:?}", build.so_far());
+        build.type_keys(keys).unwrap();
+    };
+    answer("stopped before step 5 (look here)", "\r");
+    answer("Step 5 (five) failed", "");
+    answer("debian@localhost", "echo $(tail -n 1 log) and $(ls /tmp/dirty)\r");
+    answer("four and /tmp/dirty", "exit\r");
+    five.write("five.sh", "#!/bin/sh\ntest ! -e /tmp/dirty && echo the fixed step\n");
+    answer("retry, shell or abort?", "retry\r");
+    answer("is tried again", "");
+    // The guest is another one, and stops there too.
+    wait_for_second(&build, "(look here)");
+    build.type_keys("\r").unwrap();
+    let output = build.wait(LIMIT).expect(0);
+    assert!(output.stdout.contains("the fixed step"), "{}", output.stdout);
+    five.project.judge("rm -r person");
+}
+
+/// Waits until `needle` has been written twice.
+#[track_caller]
+fn wait_for_second(process: &Process<'_>, needle: &str) {
+    let begun = Instant::now();
+    loop {
+        let (stdout, stderr) = process.so_far();
+        if stdout.matches(needle).count() + stderr.matches(needle).count() >= 2 {
+            return;
+        }
+        assert!(begun.elapsed() < Duration::from_secs(120), "{stdout}\n{stderr}");
+        std::thread::sleep(Duration::from_millis(100));
+    }
+}
+
+#[test]
 fn a_watch_runs_again_from_the_cache_when_a_script_changes() {
     let five = Five::new("watch");
     let mut watch = five.start("watch p.toml --until 2");
@@ -56,11 +98,7 @@ fn a_watch_runs_again_from_the_cache_when_a_script_changes() {
     assert!(!before.contains("going on from memory"), "all of it is there: {before}");
     five.write("two.sh", "#!/bin/sh\necho edited while watched >&2\n");
     assert!(watch.wait_for("| edited while watched", LIMIT), "{:?}", watch.so_far());
-    let begun = Instant::now();
-    while watch.so_far().1.matches(waiting).count() < 2 {
-        assert!(begun.elapsed() < Duration::from_secs(120), "{:?}", watch.so_far());
-        std::thread::sleep(Duration::from_millis(100));
-    }
+    wait_for_second(&watch, waiting);
     watch.signal("INT").unwrap();
     let output = watch.wait(Duration::from_secs(120)).expect(130);
     let second = output.stderr.split(waiting).nth(1).unwrap();

@@ -20,7 +20,7 @@ if [ "$codename" = bookworm ]; then
 fi
 packages=(linux-image-amd64 kmod busybox-static iproute2 tcpdump openssh-server openssh-client procps util-linux
     qemu-system-x86 qemu-utils ovmf seabios p7zip-full fdisk gdisk e2fsprogs dosfstools mtools curl iperf3
-    python3-minimal strace netcat-openbsd socat file bzip2 xz-utils zstd time psmisc)
+    python3-minimal ansible-core strace netcat-openbsd socat file bzip2 xz-utils zstd time psmisc)
 
 # L1's initramfs is made below; INITRD=No keeps Debian's from being made.
 INITRD=No mmdebstrap --mode=root --variant=minbase --quiet \

@@ -1,8 +1,10 @@
 #!/bin/bash
-# Unpacks Debian 13's QEMU 10 into the folder OUT and writes OUT/qemu, which starts it through its own loader.
+# Unpacks the QEMU of Debian 13's backports (11) into the folder OUT and writes OUT/qemu, which starts it through its
+# own loader.
 # Usage: qemu.sh OUT      (any user; needs apt-get and dpkg-deb; installs nothing)
 #
-# Debian 12's QEMU 7.2 and its backport 10.0.2 both panic L1 when its guest has two processors; 10.0.13 does not.
+# Debian 12's QEMU 7.2 and its backport 10.0.2 both panic L1 when its guest has two processors. Debian 13's 10.0.13 does
+# not, but up to 10.1 VMRUN notes a virtual interrupt without the lock under which others note theirs, and may lose one.
 set -euo pipefail
 out=$(realpath -m "$1")
 apt=$out/apt
@@ -21,10 +23,12 @@ APT::Sandbox::User "";
 Acquire::Languages "none";
 APT
 : > "$apt/status"
-echo "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] http://deb.debian.org/debian trixie main" > "$apt/sources.list"
+for suite in trixie trixie-backports; do
+    echo "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] http://deb.debian.org/debian $suite main"
+done > "$apt/sources.list"
 export APT_CONFIG=$apt/apt.conf
 apt-get -q update
-apt-get -q -y --no-install-recommends --download-only install qemu-system-x86 seabios
+apt-get -q -y --no-install-recommends -t trixie-backports --download-only install qemu-system-x86 seabios
 for package in "$apt"/archives/*.deb; do
     dpkg-deb -x "$package" "$out/root"
 done

@@ -13,10 +13,11 @@ needs=(
     # judges and peers of the unit tests
     qemu-io:qemu-utils 7z:p7zip-full sgdisk:gdisk iasl:acpica-tools dig:bind9-dnsutils curl:curl ip:iproute2
     busybox:busybox dhclient:isc-dhcp-client ping:iputils-ping cloud-init:cloud-init fsck.fat:dosfstools blkid:util-linux
-    iperf3:iperf3 nghttpd:nghttp2-server h2load:nghttp2-client ssh-keygen:openssh-client
+    iperf3:iperf3 pasta:passt slirp4netns:slirp4netns nghttpd:nghttp2-server h2load:nghttp2-client ssh-keygen:openssh-client
     tcpdump:tcpdump pgrep:procps perl:perl python3:python3 cmp:diffutils
     vhdiinfo:libvhdi-utils vmdkinfo:libvmdk-utils qcowinfo:libqcow-utils
-    sshd:openssh-server sudo:sudo zstd:zstd lz4:lz4 bzip2:bzip2 xz:xz-utils
+    sshd:openssh-server sudo:sudo ansible-playbook:ansible-core zstd:zstd lz4:lz4 bzip2:bzip2 xz:xz-utils
+    mandoc:mandoc groff:groff-base zsh:zsh fish:fish mkfs.btrfs:btrfs-progs
 )
 PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin
 missing=()
@@ -24,6 +25,7 @@ for need in "${needs[@]}"; do
     command -v "${need%%:*}" > /dev/null || missing+=("${need#*:}")
 done
 python3 -c 'import ensurepip, venv' 2> /dev/null || missing+=(python3-venv)
+python3 -c 'import jsonschema' 2> /dev/null || missing+=(python3-jsonschema)
 [ -e /usr/include/stdio.h ] || missing+=(libc6-dev)
 [ -e /usr/share/keyrings/debian-archive-keyring.gpg ] || missing+=(debian-archive-keyring)
 if ! command -v apt-get > /dev/null; then

@@ -89,6 +89,23 @@ fn a_name_opens_its_addresses_once_our_name_server_has_answered_for_it() {
 }
 
 #[test]
+fn datagrams_go_on_where_a_name_let_them_when_it_has_lapsed_and_new_ones_do_not() {
+    let (socket, address) = host_socket();
+    let (mut bench, _) = restricted(&["deb.test"], address);
+    bench.push(&datagram(GUEST, (DNS, 53), 4000, &query(9, "deb.test"))).unwrap();
+    answer(&socket, WORLD.octets());
+    assert_eq!(response_code(&bench.wait()), 0);
+    let from = |port| datagram(GUEST, (WORLD, 4321), port, b"x");
+    assert_ne!(bench.push(&from(5)), Err(DropReason::Denied));
+    // Names count for ten minutes at least.
+    for _ in 0..22 {
+        bench.advance(Duration::from_secs(30));
+        assert_ne!(bench.push(&from(5)), Err(DropReason::Denied));
+    }
+    assert_eq!(bench.push(&from(6)), Err(DropReason::Denied));
+}
+
+#[test]
 fn a_restricted_guest_asks_for_no_other_names_so_that_they_carry_nothing_out() {
     let (socket, address) = host_socket();
     let (mut bench, kept) = restricted(&["deb.test"], address);

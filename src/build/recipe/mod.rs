@@ -2,8 +2,8 @@
 //! disk. Only what reaches the guest, or decides what it gets to see, is in a recipe; titles,
 //! time-outs, names and paths of the host are not.
 
-use std::fs;
-use std::os::unix::fs::PermissionsExt;
+mod step;
+
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
 
@@ -12,7 +12,7 @@ use super::position::Position;
 use crate::cache::{Cache, CacheError, Digest, Field, Kind, Recipe};
 use crate::checksum::Algorithm;
 use crate::error::Error;
-use crate::profile::{Run, SeedKind, Step};
+use crate::profile::SeedKind;
 use crate::secret::Secrets;
 
 /// The machine as the guest sees it; raised when devices, their order or their behaviour change so
@@ -36,7 +36,7 @@ pub fn recipe(
     match position {
         Position::Boot => boot(plan, public_key, cache, cancel),
         Position::Step(number) => match plan.profile.steps.get(number - 1) {
-            Some(step) => self::step(step, &plan.profile.secrets, cache),
+            Some(step) => step::recipe(step, &plan.profile.secrets, cache, cancel),
             None => Ok(Recipe::new(Kind::Step, Vec::new())),
         },
         Position::Sealed => {
@@ -74,7 +74,7 @@ fn boot(
     }
     let mut text = |name: &str, value: String| fields.text(name, &value);
     text("base format", plan.base_format.to_string())?;
-    text("size", plan.virtual_size.to_string())?;
+    text("size", plan.build_size.to_string())?;
     text("machine", MACHINE.into())?;
     text("cpus", profile.machine.cpus.to_string())?;
     text("memory", profile.machine.memory.to_string())?;
@@ -84,6 +84,9 @@ fn boot(
     text("key", public_key.unwrap_or_default().into())?;
     text("dns", profile.net.dns.map_or_else(String::new, |dns| dns.to_string()))?;
     text("host_loopback", profile.net.host_loopback.to_string())?;
+    for (key, value) in profile.net.lan.differences() {
+        text(key, value)?;
+    }
     let seed = &profile.seed;
     text("seed", seed.kind.name().into())?;
     text("hostname", seed.hostname.clone().unwrap_or_default())?;
@@ -112,40 +115,6 @@ fn boot(
         fields.bytes(format!("file {name}"), name, 0, bytes)?;
     }
     Ok(Recipe::new(Kind::Boot, fields.list))
-}
-
-fn step(step: &Step, secrets: &Secrets, cache: &Cache) -> Result<Recipe, Error> {
-    let shell = &step.shell;
-    let mut fields = Fields::new(cache, secrets);
-    match &shell.run {
-        Run::Inline(commands) => {
-            for (index, command) in commands.iter().enumerate() {
-                fields.text(format!("command {}", index + 1), command)?;
-            }
-        }
-        Run::Scripts(paths) => {
-            for (index, path) in paths.iter().enumerate() {
-                let path = &path.value;
-                let (mode, bytes) = fs::metadata(path)
-                    .map(|metadata| metadata.permissions().mode() & 0o7777)
-                    .and_then(|mode| Ok((mode, fs::read(path)?)))
-                    .map_err(|error| {
-                        Error::input(format!("Cannot read {}", path.display())).because(&error)
-                    })?;
-                let name = format!("script {}", index + 1);
-                fields.bytes(name, &label(path), mode, &bytes)?;
-            }
-        }
-    }
-    for (name, value) in &shell.env {
-        fields.text(format!("env {name}"), value)?;
-    }
-    let expect: Vec<String> = shell.expect.iter().map(ToString::to_string).collect();
-    fields.text("sudo", &shell.sudo.to_string())?;
-    fields.text("workdir", shell.workdir.as_deref().unwrap_or_default())?;
-    fields.text("shell", shell.interpreter.as_deref().unwrap_or_default())?;
-    fields.text("expect", &expect.join(" "))?;
-    Ok(Recipe::new(Kind::Step, fields.list))
 }
 
 /// The fields of a recipe. One that holds a secret is kept as a digest that tells nothing of it.
@@ -206,7 +175,52 @@ fn label(path: &Path) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
+    use super::super::cancel::Cancel;
     use super::*;
+    use crate::profile::Given;
+    use crate::report::{Report, plain_to};
+
+    /// The recipes of all positions of each cell of the matrix in `profile`.
+    fn recipes(folder: &Path, profile: &str) -> Vec<Vec<Recipe>> {
+        let cache = Cache::open_at(&folder.join("cache")).unwrap();
+        std::fs::File::create(folder.join("base.raw")).unwrap().set_len(1 << 20).unwrap();
+        std::fs::write(folder.join("p.toml"), profile).unwrap();
+        let quiet: Arc<dyn Report> = plain_to(Box::new(std::io::sink())).into();
+        let report = |_: &crate::profile::Profile| Arc::clone(&quiet);
+        let path = folder.join("p.toml");
+        let plans = Plan::load_cells(&path, &Given::default(), report, &Cancel::default());
+        let of = |plan: &Plan| {
+            let stop = AtomicBool::new(false);
+            let recipe = |position| recipe(plan, position, Some("key"), &cache, &stop).unwrap();
+            Position::all(plan.profile.steps.len()).map(recipe).collect()
+        };
+        plans.unwrap().iter().map(of).collect()
+    }
+
+    #[test]
+    fn cells_that_differ_only_in_size_have_all_layers_in_common() {
+        let folder = tempfile::tempdir().unwrap();
+        let profile = "[matrix]\nkind = [\"a\", \"b\"]\nsize = [\"4M\", \"2M\", \"3M\"]\n\
+            [image]\nname = \"web\"\nsource = \"base.raw\"\nformat = \"raw\"\n\
+            size = \"{{ matrix.size }}\"\n[[step]]\nshell = \"true\"\n\
+            [[step]]\nshell = \"echo {{ matrix.kind }}\"\n[[output]]\nformat = \"raw\"\n";
+        let keys = |recipes: &[Recipe]| -> Vec<String> {
+            recipes.iter().map(|recipe| recipe.key(None).to_string()).collect()
+        };
+        let cells = recipes(folder.path(), profile);
+        assert_eq!(cells.len(), 6);
+        assert!(cells[..3].iter().all(|cell| keys(cell) == keys(&cells[0])));
+        let (a, b) = (keys(&cells[0]), keys(&cells[3]));
+        assert_eq!((&a[..2], &a[3]), (&b[..2], &b[3]), "up to the step that differs");
+        assert_ne!(a[2], b[2]);
+        // Each at its own size, where the profile wants that.
+        let own = profile.replace("size = \"{{", "build_size = \"{{ matrix.size }}\"\nsize = \"{{");
+        let cells = recipes(folder.path(), &own);
+        assert_ne!(keys(&cells[0])[0], keys(&cells[1])[0]);
+        assert_eq!(keys(&cells[0])[0], keys(&cells[3])[0]);
+    }
 
     #[test]
     fn a_secret_is_in_the_key_and_not_in_the_record() {

@@ -1,24 +1,36 @@
 //! The profile's steps, run in the guest one after the other, with what a step may do to the
 //! guest: reboot it, lose it, or end it.
 
+pub mod ansible;
+mod host;
+mod last;
+mod lines;
+mod process;
+mod shell;
+pub mod transfer;
+
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use kvmbake_provision::Command;
 use kvmbake_provision::eth0;
-use kvmbake_provision::output::LineBuffer;
-use kvmbake_provision::step::{Log, Outcome, ShellSource, ShellStep, Step, StepError};
-use kvmbake_provision::wait::{CloudInit, cloud_init};
-use kvmbake_provision::{Command, Output, Privilege, Stream};
+use kvmbake_provision::session::SudoPassword;
+use kvmbake_provision::step::trim::trim;
+use kvmbake_provision::step::{Outcome, Step, StepError};
+use kvmbake_provision::wait::{CloudInit, WaitError, cloud_init};
 use kvmbake_vmm::Exit;
 
 use super::guest::Guest;
 use super::life::Ended;
 use super::manifest;
 use super::stage::{Stages, seconds};
-use crate::error::Error;
-use crate::profile::{self, Run};
+use crate::control::Login;
+use crate::error::{Blame, Error};
+use crate::profile::{self, Action, OnError};
 use crate::report::{Event, Report, Stage};
-use crate::secret::Secrets;
+pub use last::Ending;
+use lines::Lines;
 
 /// How long a guest that said it would reboot may take until its machine is reset.
 const REBOOT: Duration = Duration::from_secs(120);
@@ -29,34 +41,40 @@ const QUESTION: Duration = Duration::from_secs(20);
 /// Says `stopping` where systemd carries out a reboot that a script asked for.
 const IS_STOPPING: &str = "[ ! -d /run/systemd/system ] || systemctl is-system-running";
 
-/// Returns the step as `provision` runs it.
-pub fn shell_step(step: &profile::Step) -> ShellStep {
-    let shell = &step.shell;
-    let source = match &shell.run {
-        Run::Inline(commands) => ShellSource::Inline(commands.clone()),
-        Run::Scripts(paths) => {
-            ShellSource::Scripts(paths.iter().map(|path| path.value.clone()).collect())
-        }
-    };
-    ShellStep {
-        env: shell.env.clone(),
-        privilege: if shell.sudo { Privilege::Root } else { Privilege::Login },
-        workdir: shell.workdir.clone(),
-        shell: shell
-            .interpreter
-            .as_ref()
-            .map(|words| words.split_whitespace().map(str::to_string).collect()),
-        expect: shell.expect.clone(),
-        timeout: shell.timeout,
-        retries: shell.retries,
-        retry_delay: shell.retry_delay,
-        // Any step may reboot the guest; whether it did, the machine tells.
-        may_reboot: true,
-        ..ShellStep::new(source)
+/// What a step has at hand besides the guest; nothing while it is only checked.
+#[derive(Debug, Default)]
+pub struct Means {
+    /// A folder for files that others need not see.
+    pub scratch: PathBuf,
+    /// How programs of the host log in to the guest.
+    pub login: Option<Login>,
+    /// What sudo asks the login for.
+    pub sudo_password: Option<SudoPassword>,
+}
+
+/// Returns the action as it is done with these means.
+pub fn in_guest(action: &Action, means: &Means) -> Box<dyn Step> {
+    match action {
+        Action::Shell(shell) => Box::new(shell::step(shell)),
+        Action::Upload(uploads) => Box::new(transfer::upload(uploads)),
+        Action::Download(downloads) => Box::new(transfer::download(downloads, &means.scratch)),
+        Action::Host(host) => Box::new(host::step(host, means.login.clone())),
+        Action::Ansible(ansible) => Box::new(ansible::step(ansible, means)),
+        Action::AnsibleLocal(ansible) => Box::new(ansible::local(ansible, means)),
+        Action::Sysprep(sysprep) => Box::new(sysprep.step()),
+        Action::Trim => Box::new(trim()),
+        Action::Wait(wait) => Box::new(wait.step()),
+        Action::Bootstrap(bootstrap) => Box::new(bootstrap.step()),
     }
 }
 
-/// Runs step `number`.
+/// Whether programs of the host are to log in to the guest.
+fn logs_in(action: &Action) -> bool {
+    matches!(action, Action::Host(_) | Action::Ansible(_))
+}
+
+/// Runs step `number`, and does what its `on_error` says when it fails. Files that are not for others lie
+/// in `scratch`.
 ///
 /// # Errors
 /// The step failed, or the guest ended under it.
@@ -66,13 +84,73 @@ pub async fn run(
     number: usize,
     step: &profile::Step,
     report: Arc<dyn Report>,
+    scratch: &Path,
+) -> Result<manifest::Step, Error> {
+    let begun = Instant::now();
+    let mut left = match step.on_error {
+        OnError::Retry(times) => times,
+        _ => 0,
+    };
+    loop {
+        let error = match run_once(guest, stages, number, step, Arc::clone(&report), scratch).await
+        {
+            Ok(done) => return Ok(done),
+            Err(error) => error,
+        };
+        let tell = |text: String| report.event(Event::Note { stage: Stage::Step, text: &text });
+        // A guest that is gone cannot be given another try, nor be gone on with.
+        if error.blame != Blame::Guest || !guest.has_session() {
+            return Err(error);
+        }
+        match step.on_error {
+            OnError::Retry(_) if left > 0 => {
+                left -= 1;
+                tell(format!("{}; it is tried again, {left} more times", in_one_line(&error)));
+            }
+            OnError::Ignore => {
+                let ignored = in_one_line(&error);
+                tell(format!("{ignored}; its failure is ignored"));
+                stages.step_finished(number, &step.title, begun.elapsed());
+                return Ok(manifest::Step {
+                    title: step.title.clone(),
+                    seconds: seconds(begun.elapsed()),
+                    exit_code: None,
+                    rebooted: false,
+                    cached: false,
+                    ignored: Some(ignored),
+                });
+            }
+            // Whoever is to see the guest gets it from the caller, who still has it.
+            OnError::Abort | OnError::Retry(_) | OnError::Keep | OnError::Shell => {
+                return Err(error);
+            }
+        }
+    }
+}
+
+/// Returns what failed, and why.
+fn in_one_line(error: &Error) -> String {
+    std::iter::once(&error.message).chain(&error.causes).cloned().collect::<Vec<_>>().join(": ")
+}
+
+/// Runs step `number` once.
+async fn run_once(
+    guest: &mut Guest,
+    stages: &Stages<'_>,
+    number: usize,
+    step: &profile::Step,
+    report: Arc<dyn Report>,
+    scratch: &Path,
 ) -> Result<manifest::Step, Error> {
     let begun = Instant::now();
     stages.step_started(number, &step.title);
-    let shell = shell_step(step);
     let mut log = Lines::new(number, report, &guest.setup.plan.profile.secrets);
     guest.connect().await?;
-    let result = guest.watch(shell.run(guest.provisioned()?, &mut log)).await;
+    let login = if logs_in(&step.action) { Some(guest.openssh()?) } else { None };
+    let sudo_password = guest.setup.plan.profile.ssh.sudo_password.clone();
+    let means = Means { scratch: scratch.to_path_buf(), login, sudo_password };
+    let action = in_guest(&step.action, &means);
+    let result = guest.watch(action.run(guest.provisioned()?, &mut log)).await;
     log.finish();
     let (exit_code, mut rebooted) = match result {
         Ok(Ok(result)) => match result.outcome {
@@ -83,7 +161,7 @@ pub async fn run(
         Err(Ended::Exit(exit)) if matches!(*exit, Exit::Reset) => (None, true),
         Err(ended) => return Err(under(guest.explain(&ended), number, step)),
     };
-    if !rebooted && matches!(shell.source, ShellSource::Scripts(_)) {
+    if !rebooted && matches!(&step.action, Action::Shell(shell) if shell.has_scripts()) {
         rebooted = is_going_down(guest).await?;
     }
     if rebooted {
@@ -91,7 +169,8 @@ pub async fn run(
     }
     stages.step_finished(number, &step.title, begun.elapsed());
     let seconds = seconds(begun.elapsed());
-    Ok(manifest::Step { title: step.title.clone(), seconds, exit_code, rebooted, cached: false })
+    let (title, ignored) = (step.title.clone(), None);
+    Ok(manifest::Step { title, seconds, exit_code, rebooted, cached: false, ignored })
 }
 
 /// Waits until cloud-init has done its work, where there is cloud-init.
@@ -103,12 +182,20 @@ pub async fn wait_for_cloud_init(
     stages: &Stages<'_>,
     limit: Duration,
 ) -> Result<(), Error> {
+    let deadline = Instant::now() + limit;
     stages
         .run(Stage::CloudInit, "waiting for the first boot's configuration", async {
             loop {
                 guest.connect().await?;
                 match guest.watch(cloud_init(&guest.provisioned()?.session, limit)).await {
                     Ok(Ok(found)) => return Ok(((), said(found).to_string())),
+                    // It may restart sshd, or be about to reboot the guest.
+                    Ok(Err(WaitError::Session(error)))
+                        if error.is_disconnect() && Instant::now() < deadline =>
+                    {
+                        let text = "the connection was lost; logging in again";
+                        guest.setup.report.event(Event::Note { stage: Stage::CloudInit, text });
+                    }
                     Ok(Err(error)) => {
                         return Err(guest.failed("cloud-init did not end well").because(&error));
                     }
@@ -207,55 +294,4 @@ fn under(mut error: Error, number: usize, step: &profile::Step) -> Error {
         error.causes.insert(0, cause);
     }
     error
-}
-
-/// A step's output, as lines for the report.
-struct Lines {
-    step: usize,
-    report: Arc<dyn Report>,
-    /// Before lines are made of it: a secret may have several.
-    secrets: [crate::secret::Stream; 2],
-    buffers: [LineBuffer; 2],
-}
-
-impl Lines {
-    fn new(step: usize, report: Arc<dyn Report>, secrets: &Secrets) -> Lines {
-        let secrets = [secrets.stream(), secrets.stream()];
-        Lines { step, report, secrets, buffers: Default::default() }
-    }
-
-    fn finish(&mut self) {
-        let streams = self.secrets.iter_mut().zip(self.buffers.iter_mut()).zip([false, true]);
-        for ((secrets, buffer), stderr) in streams {
-            let (step, report) = (self.step, &self.report);
-            secrets.finish(&mut |bytes| {
-                buffer.push(bytes, |line| report.event(Event::Output { step, stderr, line }));
-            });
-            buffer.finish(|line| report.event(Event::Output { step, stderr, line }));
-        }
-    }
-}
-
-impl Output for Lines {
-    fn write(&mut self, stream: Stream, bytes: &[u8]) {
-        let stderr = stream == Stream::Stderr;
-        let (step, report) = (self.step, &self.report);
-        let buffer = &mut self.buffers[usize::from(stderr)];
-        self.secrets[usize::from(stderr)].push(bytes, &mut |bytes| {
-            buffer.push(bytes, |line| report.event(Event::Output { step, stderr, line }));
-        });
-    }
-}
-
-impl Log for Lines {
-    fn command(&mut self, number: usize, total: usize, text: &str) {
-        if total > 1 {
-            let line = text.trim().lines().next().unwrap_or_default();
-            self.note(&format!("{number}/{total} {line}"));
-        }
-    }
-
-    fn note(&mut self, text: &str) {
-        self.report.event(Event::Note { stage: Stage::Step, text });
-    }
 }
