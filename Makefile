@@ -37,7 +37,11 @@ clippy: cargo
 	$(call stage,clippy,$(CARGO) clippy --quiet --workspace --all-targets -- -D warnings)
 
 unit: cargo judges ## unit and tiny-guest tests, on this machine's own /dev/kvm
-	$(call stage,unit tests,$(CARGO) test --workspace --exclude kvmbake; $(CARGO) test --package kvmbake --lib --bins $(HOST_TESTS); $(CARGO) test --package kvmbake --doc)
+	$(call stage,unit tests,code=0; \
+		$(CARGO) test --no-fail-fast --workspace --exclude kvmbake || code=1; \
+		$(CARGO) test --no-fail-fast --package kvmbake --lib --bins $(HOST_TESTS) || code=1; \
+		$(CARGO) test --package kvmbake --doc || code=1; \
+		[ $$code = 0 ])
 
 fuzz: ## every reader of disk images for SECONDS_TO_FUZZ=140 in all
 	@tests/fuzz/run.sh $(or $(SECONDS_TO_FUZZ),140)
