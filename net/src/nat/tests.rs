@@ -9,7 +9,7 @@ mod rules;
 mod tcp;
 
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::sync::Mutex;
@@ -17,7 +17,9 @@ use std::sync::Mutex;
 use super::*;
 use crate::config::{Forward, Limits, Resolvers, Service, Target};
 use crate::dns::message::tests::query;
-use crate::link::MAX_FRAME;
+use crate::link::{Gso, MAX_FRAME};
+use crate::wire::ethernet::{self, Mac};
+use crate::wire::{icmp, ip, ipv4, udp as udp_wire};
 use frames::{Received, arp, datagram, frame, icmp_frame, ipv4_frame, segment};
 
 const GUEST: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 15);
