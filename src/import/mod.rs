@@ -4,9 +4,13 @@
 //! Both forms of a template, JSON and HCL2, are read to one shape ([`template`]), which [`map`] turns into
 //! a profile's keys.
 
+mod builder;
+mod draft;
 mod hcl;
 mod json;
 mod map;
+mod provisioner;
+mod settings;
 mod template;
 mod text;
 
