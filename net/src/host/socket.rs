@@ -27,6 +27,7 @@ impl Socket {
     pub(crate) fn connect_tcp(address: SocketAddr) -> io::Result<(Socket, Connect)> {
         let socket = Socket::open(address, libc::SOCK_STREAM, 0)?;
         socket.set_option(libc::IPPROTO_TCP, libc::TCP_NODELAY, &1i32)?;
+        socket.keep_urgent_bytes()?;
         match socket.connect(address) {
             Ok(()) => Ok((socket, Connect::Done)),
             Err(error) if error.raw_os_error() == Some(libc::EINPROGRESS) => {
@@ -235,6 +236,11 @@ impl Socket {
         let _ = self.set_option(libc::SOL_SOCKET, libc::SO_LINGER, &linger);
     }
 
+    /// Leaves urgent bytes where they are in the stream: Linux would take them out of it (tcp(7)).
+    fn keep_urgent_bytes(&self) -> io::Result<()> {
+        self.set_option(libc::SOL_SOCKET, libc::SO_OOBINLINE, &1i32)
+    }
+
     fn set_option<T>(&self, level: libc::c_int, name: libc::c_int, value: &T) -> io::Result<()> {
         // SAFETY: the pointer and length describe `value`, which outlives the call.
         let result = unsafe {
@@ -265,7 +271,9 @@ impl TryFrom<TcpStream> for Socket {
     fn try_from(stream: TcpStream) -> io::Result<Socket> {
         stream.set_nonblocking(true)?;
         stream.set_nodelay(true)?;
-        Ok(Socket { fd: stream.into(), is_unix: false })
+        let socket = Socket { fd: stream.into(), is_unix: false };
+        socket.keep_urgent_bytes()?;
+        Ok(socket)
     }
 }
 

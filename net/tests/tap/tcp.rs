@@ -234,6 +234,40 @@ fn resets_pass_both_ways() {
     world.wait_for("all flows to be removed", |activity| activity.tcp_flows == 0);
 }
 
+/// Sends bytes of which the last one is urgent.
+fn send_urgent(stream: &TcpStream, bytes: &[u8]) {
+    use std::os::fd::AsRawFd;
+    // SAFETY: the pointer and length describe `bytes`, which outlive the call.
+    let sent = unsafe {
+        libc::send(stream.as_raw_fd(), bytes.as_ptr().cast(), bytes.len(), libc::MSG_OOB)
+    };
+    assert_eq!(sent, bytes.len() as isize);
+}
+
+#[test]
+fn urgent_bytes_stay_where_they_are_in_the_stream_and_a_close_may_follow_at_once() {
+    let world = World::new(NatConfig::default());
+    let (sender, receiver) = std::sync::mpsc::channel();
+    let server = world.serve(WORLD, move |mut stream| {
+        let mut text = String::new();
+        stream.read_to_string(&mut text).unwrap();
+        sender.send(text).unwrap();
+        stream.write_all(b"down").unwrap();
+        send_urgent(&stream, b"!");
+        send_urgent(&stream, b"last!");
+    });
+    let mut stream = connect(&world, server).unwrap();
+    stream.write_all(b"up").unwrap();
+    send_urgent(&stream, b"!");
+    send_urgent(&stream, b"last!");
+    stream.shutdown(Shutdown::Write).unwrap();
+    assert_eq!(receiver.recv_timeout(PATIENCE).unwrap(), "up!last!");
+    let mut text = String::new();
+    stream.read_to_string(&mut text).unwrap();
+    assert_eq!(text, "down!last!");
+    world.wait_for("the flow to be removed", |activity| activity.tcp_flows == 0);
+}
+
 fn open_descriptors() -> usize {
     std::fs::read_dir("/proc/self/fd").unwrap().count()
 }
