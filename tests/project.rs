@@ -224,6 +224,34 @@ fn init_writes_a_profile_of_an_image_and_overwrites_nothing() {
 }
 
 #[test]
+fn init_asks_at_a_terminal_and_takes_defaults_for_empty_answers() {
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join("answers"), "\nweb\n\nqcow2, ova\n").unwrap();
+    // script(1) is the terminal.
+    let output = Command::new("sh")
+        .args(["-c", "script -qec \"$KVMBAKE init p.toml\" /dev/null < answers"])
+        .env("KVMBAKE", env!("CARGO_BIN_EXE_kvmbake"))
+        .current_dir(folder.path())
+        .output()
+        .unwrap();
+    let shown = String::from_utf8_lossy(&output.stdout);
+    for part in [
+        "Base image, a file or a URL [base.qcow2]: ",
+        "Name of the images [base-baked]: ",
+        "Login [root]: ",
+        " [qcow2]: ",
+        "p.toml is written",
+    ] {
+        assert!(shown.contains(part), "{part} is not in\n{shown}");
+    }
+    let path = folder.path().join("p.toml");
+    let profile = Profile::parse(Source::new(&path, fs::read_to_string(&path).unwrap())).unwrap();
+    assert_eq!((&*profile.image.name, &*profile.ssh.user), ("web", "root"));
+    let files: Vec<&str> = profile.outputs.iter().map(|output| &*output.file).collect();
+    assert_eq!(files, ["web.qcow2", "web.ova"]);
+}
+
+#[test]
 fn import_lists_what_it_could_not_map_and_exits_with_0() {
     let folder = tempfile::tempdir().unwrap();
     let template = r#"{"builders": [{"type": "qemu", "disk_image": true, "iso_url": "a.img",

@@ -36,7 +36,7 @@ impl CompressedEncoder {
     ) -> Result<CompressedEncoder, String> {
         let codec = match (options.compression, options.level) {
             (Compression::Zlib, level) => Codec::Deflate4K(level.unwrap_or(6)),
-            (Compression::Zstd, level) => Codec::Zstd(level.unwrap_or(3)),
+            (Compression::Zstd, level) => Codec::Zstd(level),
         };
         let layout = Layout::plan(disk, options)?;
         Ok(CompressedEncoder { layout, codec, pending: Vec::new(), place: 0, end: 0, base })

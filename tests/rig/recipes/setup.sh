@@ -17,7 +17,7 @@ needs=(
     tcpdump:tcpdump pgrep:procps perl:perl python3:python3 cmp:diffutils
     vhdiinfo:libvhdi-utils vmdkinfo:libvmdk-utils qcowinfo:libqcow-utils
     sshd:openssh-server sudo:sudo ansible-playbook:ansible-core zstd:zstd lz4:lz4 bzip2:bzip2 xz:xz-utils
-    mandoc:mandoc groff:groff-base zsh:zsh fish:fish mkfs.btrfs:btrfs-progs
+    mandoc:mandoc groff:groff-base zsh:zsh fish:fish script:bsdutils mkfs.btrfs:btrfs-progs
 )
 PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin
 missing=()

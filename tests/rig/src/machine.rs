@@ -48,16 +48,10 @@ pub(crate) fn fingerprint() -> String {
     format!("{MEMORY} {CPU} {KERNEL_LINE} {}", arguments(0).join(" "))
 }
 
-/// Returns how many processors L1 has: as `KVMBAKE_RIG_CPUS` says, 2 otherwise.
-fn processors() -> String {
-    let asked = std::env::var("KVMBAKE_RIG_CPUS").ok();
-    asked.filter(|text| text.parse::<u8>().is_ok_and(|count| count > 0)).unwrap_or("2".into())
-}
-
 /// Returns the arguments that do not depend on where the artifacts are.
 fn arguments(port: u16) -> Vec<String> {
     let mut words: Vec<String> =
-        ["-M", "q35", "-accel", "tcg,thread=multi,tb-size=512", "-cpu", CPU, "-smp", &processors()]
+        ["-M", "q35", "-accel", "tcg,thread=multi,tb-size=512", "-cpu", CPU, "-smp", "2"]
             .iter()
             .map(ToString::to_string)
             .collect();
