@@ -70,7 +70,7 @@ fn peak_memory(project: &Project, build: &mut kvmbake_rig::Process<'_>) -> u64 {
     let watch = "while ! pid=$(pgrep -x kvmbake); do sleep 0.1; done; peak=0; \
          while now=$(awk '/^Size:/ { guest = $2 >= 1000000 } /^Rss:/ && !guest { sum += $2 } END { print sum + 0 }' \
                      /proc/$pid/smaps 2>/dev/null) && [ \"$now\" -gt 0 ]; do \
-           [ $now -gt $peak ] && peak=$now; sleep 0.2; done; echo $peak";
+           [ $now -gt $peak ] && peak=$now; sleep 1; done; echo $peak";
     assert!(build.wait_for("base", std::time::Duration::from_secs(60)), "{:?}", build.so_far());
     let watched =
         project.rig.command(watch).timeout(crate::project::LIMIT).run().unwrap().expect(0);

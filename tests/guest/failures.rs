@@ -79,12 +79,16 @@ fn a_triple_fault_ends_the_build_with_its_registers() {
 }
 
 #[test]
-fn a_guest_without_a_network_is_told_from_one_that_refuses_the_key() {
+fn a_guest_without_a_network_is_told() {
     let silent = LIGHT.replace("3m", "45s");
     let silent = format!("{silent}[boot]\nappend = \"init=/bin/sleep -- 1000\"\n{OUTPUT}");
     let message = fails("silent", &silent);
     assert!(message.contains("the guest never used its network"), "{message}");
+}
 
+#[test]
+#[ignore = "waits for a time-out of minutes; `make guest-long` runs it"]
+fn a_guest_that_refuses_the_key_is_told() {
     // Time to boot beside another rig.
     let keyless = LIGHT.replace("3m", "2m");
     let keyless = format!("{keyless}[seed]\nkind = \"none\"\n{OUTPUT}");
@@ -94,6 +98,7 @@ fn a_guest_without_a_network_is_told_from_one_that_refuses_the_key() {
 }
 
 #[test]
+#[ignore = "bakes an image to boot it, minutes in the rig; `make guest-long` runs it"]
 fn a_guest_without_sshd_is_named() {
     let step = "shell = \"sudo rm -f /usr/sbin/sshd; sudo sync\"";
     let project =
@@ -107,6 +112,7 @@ fn a_guest_without_sshd_is_named() {
 }
 
 #[test]
+#[ignore = "bakes twice, minutes in the rig; `make guest-long` runs it"]
 fn a_full_output_disk_is_named_whether_the_guest_or_the_export_fills_it() {
     let project = Project::with_profile("full", &with_step("shell = \"true\""));
     project.judge("mkdir out; mount -t tmpfs -o size=60M,mode=777 tmpfs out");

@@ -28,6 +28,7 @@ fn project(name: &str) -> Project {
 }
 
 #[test]
+#[ignore = "runs five builds, minutes in the rig; `make guest-long` runs it"]
 fn ctrl_c_in_any_stage_leaves_nothing() {
     let project = project("ctrl-c");
     for sign in ["  base  ", "reading the kernel", "waiting for the guest", "| asleep"] {

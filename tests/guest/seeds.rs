@@ -130,6 +130,7 @@ fn interfaces_keep_the_kernels_names_when_the_image_moves_to_another_platform() 
 }
 
 #[test]
+#[ignore = "bakes an image to boot it, minutes in the rig; `make guest-long` runs it"]
 fn plain_files_come_on_a_disk_with_their_label() {
     // The build's key is on no such disk: a key of the user's own, which an earlier image lets in.
     let project = Project::new("files");

@@ -72,6 +72,7 @@ fn edits_of_files_variables_and_titles_reuse_the_right_layers_and_the_cause_is_n
 }
 
 #[test]
+#[ignore = "builds anew, minutes in the rig; `make guest-long` runs it"]
 fn another_base_makes_everything_anew_and_is_named() {
     let five = Five::new("base");
     // Only the length of the virtual disk is another; the guest's files are as they were.

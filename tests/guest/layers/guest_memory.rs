@@ -27,6 +27,7 @@ fn memory_of(five: &Five, title: &str) -> u64 {
 }
 
 #[test]
+#[ignore = "builds twice, minutes in the rig; `make guest-long` runs it"]
 fn memory_that_the_guest_has_freed_is_not_in_the_layer() {
     let five = Five::new("balloon");
     // What it would be without the balloon; that the test measures what it means to.
