@@ -26,7 +26,11 @@ build: cargo ## target/release/kvmbake
 demo: setup cargo ## bakes examples/debian.toml into all five formats
 	@tests/rig/demo
 
-test: setup fmt-check clippy unit guest ## everything that CI runs
+test: setup cargo ## everything that CI runs; the rig is built beside the checks
+	@$(MAKE) --no-print-directory rig & rig=$$!; code=0; \
+	$(MAKE) --no-print-directory --keep-going fmt-check clippy unit || code=1; \
+	{ wait $$rig && $(MAKE) --no-print-directory guest; } || code=1; \
+	exit $$code
 
 check: fmt-check clippy unit
 

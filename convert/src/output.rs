@@ -152,10 +152,15 @@ impl Output {
             self.reached.fetch_max(offset + bytes.len() as u64, Ordering::Relaxed);
             return Ok(());
         }
-        for (piece, at) in bytes.chunks(PIECE).zip((offset..).step_by(PIECE)) {
+        let (mut rest, mut at) = (bytes, offset);
+        while !rest.is_empty() {
+            // Up to the next multiple: no page of the file is written to twice, wherever a format begins.
+            let len = (PIECE - (at % PIECE as u64) as usize).min(rest.len());
+            let (piece, after) = rest.split_at(len);
             self.file
                 .write_all_at(piece, at)
                 .map_err(|error| DiskError::io("write", error).on(&self.path).at(at))?;
+            (rest, at) = (after, at + len as u64);
         }
         Ok(())
     }

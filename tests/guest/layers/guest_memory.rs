@@ -47,6 +47,7 @@ fn memory_that_the_guest_has_freed_is_not_in_the_layer() {
 }
 
 #[test]
+#[ignore = "boots twice, minutes in the rig; `make guest-long` runs it"]
 fn without_memory_in_the_cache_the_disk_of_the_layer_below_is_booted() {
     let five = Five::new("disks");
     let profile = format!("{}{}\n[cache]\nmemory = false\n", super::five::HEAD, super::five::STEPS);
