@@ -119,6 +119,14 @@ impl Error {
         self
     }
 
+    /// Returns what failed, and why.
+    pub fn in_one_line(&self) -> String {
+        std::iter::once(self.to_string())
+            .chain(self.causes.iter().cloned())
+            .collect::<Vec<_>>()
+            .join(": ")
+    }
+
     /// Adds a hint.
     pub fn hint(mut self, hint: impl Into<String>) -> Error {
         self.hint = Some(hint.into());

@@ -25,6 +25,7 @@ pub mod error;
 pub mod fetch;
 pub mod import;
 pub mod profile;
+mod random;
 pub mod report;
 pub mod secret;
 mod sparse;

@@ -233,8 +233,7 @@ impl Waiting<'_> {
         if let Err(error) = guest.terminal(None).await
             && !self.cancel.is_set()
         {
-            let causes = error.causes.iter().map(|cause| format!(": {cause}"));
-            self.note(&format!("{error}{}", causes.collect::<String>()));
+            self.note(&error.in_one_line());
         }
     }
 

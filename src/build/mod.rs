@@ -402,8 +402,8 @@ impl Build {
         match self.control.open(output) {
             Ok(opened) => drop(self.opened.set(opened)),
             Err(error) => {
-                let causes = error.causes.join(": ");
-                self.note(&format!("nobody can attach to this build: {error}: {causes}"));
+                let why = error.in_one_line();
+                self.note(&format!("nobody can attach to this build: {why}"));
             }
         }
     }

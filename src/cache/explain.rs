@@ -11,7 +11,7 @@ use super::lines::{Hunk, common, diff};
 use super::recipe::{Field, Recipe, Value};
 use super::trace::Traced;
 use crate::profile::units::Elapsed;
-use crate::report::printable;
+use crate::report::{self, printable};
 
 /// Longest value shown, in characters.
 const SHOWN: usize = 60;
@@ -344,11 +344,7 @@ fn value(text: &str) -> String {
 
 /// The text on one line, safe to print, at most `width` characters.
 fn shortened(text: &str, width: usize) -> String {
-    let text = printable(text);
-    if text.chars().count() <= width {
-        return text;
-    }
-    text.chars().take(width - 1).chain(['…']).collect()
+    report::shortened(&printable(text), width)
 }
 
 #[cfg(test)]

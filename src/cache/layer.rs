@@ -15,7 +15,6 @@ use super::digest::Digest;
 use super::error::CacheError;
 use super::lock::Hold;
 use super::recipe::{LayerId, LayerKey, Recipe, put};
-use super::root::random;
 
 /// The name of the record in a layer's folder.
 pub(super) const RECORD: &str = "layer.json";
@@ -134,7 +133,7 @@ pub(super) fn settle(mut served: Vec<Served>) -> Result<Vec<Served>, CacheError>
 /// different bytes, even where their keys are the same, and what is built on one fits no other.
 pub(super) fn new_id(key: LayerKey, served: &[Served]) -> io::Result<LayerId> {
     let mut bytes = vec![0; 32];
-    random(&mut bytes)?;
+    crate::random::fill(&mut bytes)?;
     bytes.extend_from_slice(key.0.as_bytes());
     for Served { path, digest } in served {
         put(&mut bytes, path.as_bytes());

@@ -1,12 +1,13 @@
 //! The cache's folder: where it is, and that it belongs to this user alone.
 
 use std::env;
-use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io::{self, Read, Write};
+use std::fs::{self, DirBuilder, OpenOptions};
+use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use super::error::CacheError;
+use crate::random;
 
 /// Returns the folder that the environment names: `$KVMBAKE_CACHE`, `$XDG_CACHE_HOME/kvmbake` or
 /// `~/.cache/kvmbake`. An empty variable counts as none, and as the XDG specification asks, so does
@@ -49,15 +50,10 @@ pub(super) fn private_folder(path: &Path) -> Result<(), CacheError> {
     Ok(())
 }
 
-/// Fills `bytes` from the system's random source.
-pub(super) fn random(bytes: &mut [u8]) -> io::Result<()> {
-    File::open("/dev/urandom")?.read_exact(bytes)
-}
-
 /// Returns a name that nothing else has: this process's number and 64 random bits.
 pub(super) fn unique() -> io::Result<String> {
     let mut bytes = [0; 8];
-    random(&mut bytes)?;
+    random::fill(&mut bytes)?;
     Ok(format!("{}-{:016x}", std::process::id(), u64::from_le_bytes(bytes)))
 }
 

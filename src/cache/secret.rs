@@ -10,7 +10,8 @@ use super::Cache;
 use super::digest::Digest;
 use super::error::CacheError;
 use super::recipe::{Field, Value, put};
-use super::root::{once, random};
+use super::root::once;
+use crate::random;
 
 impl Cache {
     /// Makes a field of a secret: it tells whether the secret is another one, and nothing else, as
@@ -22,7 +23,7 @@ impl Cache {
         let path = self.root.join("secret");
         let key = once::<CacheError>(&path, || {
             let mut key = vec![0; 32];
-            random(&mut key).map_err(CacheError::io("make", &path))?;
+            random::fill(&mut key).map_err(CacheError::io("make", &path))?;
             Ok(key)
         })?;
         let key = Zeroizing::new(key);

@@ -13,6 +13,8 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
+use crate::random;
+
 /// Longest path of a Unix socket: `sun_path` of unix(7) without its final zero.
 const LONGEST_SOCKET: usize = 107;
 /// Symbols of an id, none of which looks like another.
@@ -266,7 +268,7 @@ fn is_id(name: &str) -> bool {
 
 fn random_id() -> io::Result<String> {
     let mut bytes = [0; ID];
-    File::open("/dev/urandom")?.read_exact(&mut bytes)?;
+    random::fill(&mut bytes)?;
     Ok(bytes.iter().map(|byte| char::from(SYMBOLS[usize::from(*byte) % SYMBOLS.len()])).collect())
 }
 

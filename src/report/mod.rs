@@ -214,17 +214,20 @@ pub fn printable(line: &str) -> String {
     line.chars().map(|c| if c.is_control() && c != '\t' { '\u{fffd}' } else { c }).collect()
 }
 
+/// Cuts a text at `width` characters.
+pub fn shortened(text: &str, width: usize) -> String {
+    if text.chars().count() <= width {
+        return text.to_string();
+    }
+    text.chars().take(width - 1).chain(['…']).collect()
+}
+
 /// Columns of a title with a remark beside it.
 const TITLE: usize = 36;
 
 /// A part of a build as it is planned, with its action in a column of its own before it.
 pub fn planned(position: &str, title: &str, remark: &str) -> String {
-    let cut = if title.chars().count() > TITLE {
-        let begin: String = title.chars().take(TITLE - 1).collect();
-        format!("{begin}…")
-    } else {
-        title.to_string()
-    };
+    let cut = shortened(title, TITLE);
     printable(&format!("{position:<7}  {cut:<TITLE$}  {remark}"))
 }
 

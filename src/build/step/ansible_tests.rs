@@ -4,9 +4,10 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt;
 use std::process::{Command as Process, Stdio};
 
+use kvmbake_provision::Session;
 use kvmbake_provision::key::BuildKey;
-use kvmbake_provision::{Output, Session, Stream};
 
+use super::super::heard::Heard;
 use super::*;
 use crate::profile::{Named, Place};
 
@@ -142,20 +143,6 @@ impl Server {
     fn python() -> Option<String> {
         Some("/usr/bin/python3".into())
     }
-}
-
-#[derive(Default)]
-struct Heard(String);
-
-impl Output for Heard {
-    fn write(&mut self, _: Stream, bytes: &[u8]) {
-        self.0.push_str(&String::from_utf8_lossy(bytes));
-    }
-}
-
-impl Log for Heard {
-    fn command(&mut self, _: usize, _: usize, _: &str) {}
-    fn note(&mut self, _: &str) {}
 }
 
 #[tokio::test]

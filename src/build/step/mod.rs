@@ -2,6 +2,8 @@
 //! guest: reboot it, lose it, or end it.
 
 pub mod ansible;
+#[cfg(test)]
+mod heard;
 mod host;
 mod last;
 mod lines;
@@ -105,10 +107,10 @@ pub async fn run(
         match step.on_error {
             OnError::Retry(_) if left > 0 => {
                 left -= 1;
-                tell(format!("{}; it is tried again, {left} more times", in_one_line(&error)));
+                tell(format!("{}; it is tried again, {left} more times", error.in_one_line()));
             }
             OnError::Ignore => {
-                let ignored = in_one_line(&error);
+                let ignored = error.in_one_line();
                 tell(format!("{ignored}; its failure is ignored"));
                 stages.step_finished(number, &step.title, begun.elapsed());
                 return Ok(manifest::Step {
@@ -126,11 +128,6 @@ pub async fn run(
             }
         }
     }
-}
-
-/// Returns what failed, and why.
-fn in_one_line(error: &Error) -> String {
-    std::iter::once(&error.message).chain(&error.causes).cloned().collect::<Vec<_>>().join(": ")
 }
 
 /// Runs step `number` once.

@@ -126,26 +126,13 @@ fn told(status: Status) -> ExitStatus {
 
 #[cfg(test)]
 mod tests {
+    use super::super::heard::Heard;
     use super::*;
 
     fn shell(script: &str) -> Command {
         let mut command = Command::new("/bin/sh");
         command.args(["-c", script]);
         command
-    }
-
-    #[derive(Default)]
-    struct Heard(String);
-
-    impl Output for Heard {
-        fn write(&mut self, _: Stream, bytes: &[u8]) {
-            self.0.push_str(&String::from_utf8_lossy(bytes));
-        }
-    }
-
-    impl Log for Heard {
-        fn command(&mut self, _: usize, _: usize, _: &str) {}
-        fn note(&mut self, _: &str) {}
     }
 
     #[tokio::test]

@@ -3,9 +3,9 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::shortened;
 use crate::profile::reader::Reader;
 use crate::profile::{Context, Named};
+use crate::report::shortened;
 use crate::secret::Secrets;
 
 /// The key of this action.

@@ -28,6 +28,7 @@ pub use transfer::{Download, HostPath, Upload};
 
 use super::reader::Reader;
 use super::{Context, Named, Place};
+use crate::report::shortened;
 use crate::secret::Secrets;
 
 /// One step.
@@ -229,14 +230,6 @@ impl Step {
             other => panic!("{other:?} is no shell step"),
         }
     }
-}
-
-/// Cuts a title at `width` characters.
-fn shortened(text: &str, width: usize) -> String {
-    if text.chars().count() <= width {
-        return text.to_string();
-    }
-    text.chars().take(width - 1).chain(['…']).collect()
 }
 
 #[cfg(test)]

@@ -7,9 +7,9 @@ use std::time::Duration;
 use kvmbake_provision::Privilege;
 use kvmbake_provision::seed::nocloud::is_user_name;
 
-use super::shortened;
 use crate::profile::reader::{At, Reader};
 use crate::profile::{Context, Named};
+use crate::report::shortened;
 use crate::secret::Secrets;
 
 /// The key of this action.
