@@ -2,7 +2,7 @@
 //! is judged by sha256sum, what was asked for by the server's own record.
 
 use std::fs;
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
@@ -576,4 +576,69 @@ fn a_silent_server_does_not_keep_ctrl_c_waiting() {
     unsafe { libc::kill(pid, libc::SIGINT) };
     assert_eq!(child.wait().unwrap().code(), Some(130));
     assert!(Instant::now() < deadline, "it took as long as the server");
+}
+
+/// Serves the folder of a project over HTTPS as `localhost`, by Python's server, until it is dropped.
+struct Secure(Child, u16);
+
+impl Secure {
+    /// Has openssl make an authority, `ca.pem`, and the server's certificate.
+    fn start(project: &Project) -> Secure {
+        let script = "
+            new() { openssl req -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 -subj \"$@\"; }
+            new /CN=ours -x509 -keyout ca.key -out ca.pem
+            new /CN=theirs -x509 -keyout other.key -out other.pem
+            new /CN=localhost -keyout web.key -out web.csr
+            echo subjectAltName=DNS:localhost > web.ext
+            openssl x509 -req -CA ca.pem -CAkey ca.key -days 2 -in web.csr -extfile web.ext -out web.pem";
+        let made =
+            Command::new("bash").args(["-ec", script]).current_dir(project.0.path()).output();
+        let made = made.unwrap();
+        assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+        let script = "
+import http.server, ssl
+server = http.server.ThreadingHTTPServer(('127.0.0.1', 0), http.server.SimpleHTTPRequestHandler)
+context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+context.load_cert_chain('web.pem', 'web.key')
+server.socket = context.wrap_socket(server.socket, server_side=True)
+print(server.server_port, flush=True)
+server.serve_forever()";
+        let mut python = Command::new("python3");
+        python.args(["-c", script]).current_dir(project.0.path());
+        let mut server = python.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+        let mut port = String::new();
+        BufReader::new(server.stdout.take().unwrap()).read_line(&mut port).unwrap();
+        Secure(server, port.trim().parse().unwrap())
+    }
+}
+
+impl Drop for Secure {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn a_server_s_certificate_is_of_a_known_authority_and_of_its_name() {
+    let project = Project::new();
+    fs::write(project.path("a.img"), image()).unwrap();
+    let server = Secure::start(&project);
+    let sum = sum_of(&image());
+    let run = |host: &str, authorities: &str| {
+        let url = format!("https://{host}:{}/a.img", server.1);
+        project.profile(&quoted(&url), &format!("sha256:{sum}"));
+        let mut command = project.command(&["plan", "web.toml"]);
+        let output = command.env("SSL_CERT_FILE", project.path(authorities)).output().unwrap();
+        let told = String::from_utf8_lossy(&output.stderr).into_owned();
+        (output.status.code(), told.contains("certificate"), told)
+    };
+    for (host, authorities) in [("localhost", "other.pem"), ("127.0.0.1", "ca.pem")] {
+        let (code, named, told) = run(host, authorities);
+        assert!(code == Some(1) && named, "{told}");
+        assert_eq!(project.stored().len(), 0);
+    }
+    let (code, _, told) = run("localhost", "ca.pem");
+    assert_eq!(code, Some(0), "{told}");
+    assert_eq!(project.stored(), [sum]);
 }

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use kvmbake_disk::Block;
 
 use crate::chunk::{Chunk, read_padded};
+use crate::deflate::Deflate;
 use crate::error::Error;
 use crate::output::Output;
 
@@ -98,7 +99,7 @@ pub(crate) struct Packer {
 
 enum Coder {
     Zlib(libdeflater::Compressor),
-    Deflate4K(Box<flate2::Compress>),
+    Deflate4K(Box<Deflate>),
     Zstd(zstd::bulk::Compressor<'static>),
 }
 
@@ -109,15 +110,11 @@ impl Packer {
                 let level = libdeflater::CompressionLvl::new(i32::from(level)).unwrap_or_default();
                 Coder::Zlib(libdeflater::Compressor::new(level))
             }
-            Codec::Deflate4K(level) => {
-                let level = flate2::Compression::new(u32::from(level));
-                Coder::Deflate4K(Box::new(flate2::Compress::new_with_window_bits(level, false, 12)))
-            }
+            Codec::Deflate4K(level) => Coder::Deflate4K(Box::new(Deflate::new(level))),
             Codec::Zstd(level) => Coder::Zstd(zstd_compressor(level, packing.unit)?),
         };
-        // Room for a unit that grows: deflate's fixed codes have at most 9 bits for a byte (RFC 1951, section
-        // 3.2.6), which zlib-rs uses at level 1, and panics where they do not fit. All else adds less.
-        let packed = vec![0; packing.unit + packing.unit / 8 + 1024];
+        // Room for a unit that grows: to what cannot be packed each codec adds less than a hundredth.
+        let packed = vec![0; packing.unit + packing.unit / 100 + 1024];
         let known = vec![0; if packing.base.is_some() { packing.unit } else { 0 }];
         Ok(Packer { coder, packing, whole: Vec::new(), packed, known })
     }
@@ -215,15 +212,8 @@ impl Coder {
                 compressor.zlib_compress(input, output).map_err(io::Error::other)
             }
             Coder::Deflate4K(compressor) => {
-                compressor.reset();
-                let status = compressor
-                    .compress(input, output, flate2::FlushCompress::Finish)
-                    .map_err(io::Error::other)?;
-                match status {
-                    flate2::Status::StreamEnd => Ok(compressor.total_out() as usize),
-                    // It did not fit, so it did not shrink.
-                    _ => Ok(usize::MAX),
-                }
+                // What does not fit did not shrink.
+                Ok(compressor.pack(input, output).unwrap_or(usize::MAX))
             }
             Coder::Zstd(compressor) => compressor.compress_to_buffer(input, output),
         }

@@ -16,6 +16,7 @@ mod checksum;
 mod chunk;
 mod compare;
 mod compress;
+mod deflate;
 mod digest;
 mod encode;
 mod error;

@@ -14,7 +14,7 @@ needs=(
     qemu-io:qemu-utils 7z:p7zip-full sgdisk:gdisk iasl:acpica-tools dig:bind9-dnsutils curl:curl ip:iproute2
     busybox:busybox dhclient:isc-dhcp-client ping:iputils-ping cloud-init:cloud-init fsck.fat:dosfstools blkid:util-linux
     iperf3:iperf3 pasta:passt slirp4netns:slirp4netns nghttpd:nghttp2-server h2load:nghttp2-client ssh-keygen:openssh-client
-    tcpdump:tcpdump pgrep:procps perl:perl python3:python3 cmp:diffutils
+    tcpdump:tcpdump pgrep:procps perl:perl python3:python3 cmp:diffutils openssl:openssl
     vhdiinfo:libvhdi-utils vmdkinfo:libvmdk-utils qcowinfo:libqcow-utils
     sshd:openssh-server sudo:sudo ansible-playbook:ansible-core zstd:zstd lz4:lz4 bzip2:bzip2 xz:xz-utils
     mandoc:mandoc groff:groff-base zsh:zsh fish:fish script:bsdutils mkfs.btrfs:btrfs-progs
