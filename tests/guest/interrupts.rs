@@ -7,7 +7,7 @@ use crate::project::{LIGHT, LIMIT, Project};
 fn profile() -> String {
     // The checksum makes the first stage long enough to be hit.
     format!(
-        "{}\n[[step]]\nshell = \"echo asleep; sleep 300\"\n[[output]]\nformat = \"raw\"\n[[output]]\nformat = \"vmdk\"\n",
+        "{}\n[[step]]\nshell = \"echo asleep; sleep 300\"\n[[output]]\nformat = \"qcow2\"\n[[output]]\nformat = \"vmdk\"\n",
         LIGHT.replace("[machine]", "checksum = \"sha512:CHECKSUM\"\n[machine]")
     )
 }
@@ -58,5 +58,5 @@ fn what_a_killed_build_left_is_removed_by_the_next_one() {
     let output = project.kvmbake("run p.toml").expect(0);
     assert!(output.stderr.contains("which a dead build left"), "{}", output.stderr);
     let folder = project.finished();
-    project.judge(&format!("qemu-img compare -F raw {folder}/light.vmdk {folder}/light.raw"));
+    project.judge(&format!("qemu-img compare {folder}/light.vmdk {folder}/light.qcow2"));
 }
