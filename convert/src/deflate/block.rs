@@ -24,6 +24,7 @@ pub(super) struct Block {
     extra: usize,
     /// Where the block's bytes begin.
     start: usize,
+    fixed: Codes,
 }
 
 /// A length or distance: its symbol, and what follows that.
@@ -63,6 +64,7 @@ impl Block {
             distances: [0; DISTANCES],
             extra: 0,
             start: 0,
+            fixed: Codes::fixed(),
         }
     }
 
@@ -101,21 +103,20 @@ impl Block {
         self.literals[END_OF_BLOCK] = 1;
         let own = Codes::for_counts(&self.literals, &self.distances);
         let header = Header::of(&own);
-        let fixed = Codes::fixed();
 
         let own_len = header.len() + self.len_by(&own);
-        let fixed_len = self.len_by(&fixed);
+        let fixed_len = self.len_by(&self.fixed);
         let stored_len = stored_len(bytes.len(), writer.count);
         let len = own_len.min(fixed_len).min(stored_len);
-        // Three bits of the block's own, and what is in the writer yet.
-        if (len + 3 + writer.count as usize).div_ceil(8) > writer.room() {
+        // With three bits of the block's own.
+        if len + 3 > writer.room() {
             return None;
         }
         if len == stored_len {
             write_stored(bytes, writer, last);
         } else if len == fixed_len {
             writer.put(u64::from(last) | 1 << 1, 3);
-            self.write_items(&fixed, writer);
+            self.write_items(&self.fixed, writer);
         } else {
             writer.put(u64::from(last) | 2 << 1, 3);
             header.write(writer);
@@ -184,24 +185,18 @@ fn write_stored(bytes: &[u8], writer: &mut Writer, last: bool) {
 struct Codes {
     literals: [Code; 288],
     distances: [Code; 32],
-    /// The lengths of both.
-    lengths: ([u8; 288], [u8; 32]),
 }
 
 impl Codes {
-    fn from_lengths(lengths: ([u8; 288], [u8; 32])) -> Codes {
-        let mut made =
-            Codes { literals: [Code::default(); 288], distances: [Code::default(); 32], lengths };
-        codes(&made.lengths.0, &mut made.literals);
-        codes(&made.lengths.1, &mut made.distances);
-        made
+    fn from_lengths(literals: &[u8; 288], distances: &[u8; 32]) -> Codes {
+        Codes { literals: codes(literals), distances: codes(distances) }
     }
 
     fn for_counts(literals: &[u32; LITERALS], distances: &[u32; DISTANCES]) -> Codes {
         let mut of = ([0; 288], [0; 32]);
         lengths(literals, LIMIT, &mut of.0);
         lengths(distances, LIMIT, &mut of.1);
-        Codes::from_lengths(of)
+        Codes::from_lengths(&of.0, &of.1)
     }
 
     /// RFC 1951, section 3.2.6.
@@ -209,7 +204,7 @@ impl Codes {
         let mut literals = [8; 288];
         literals[144..256].fill(9);
         literals[256..280].fill(7);
-        Codes::from_lengths((literals, [5; 32]))
+        Codes::from_lengths(&literals, &[5; 32])
     }
 }
 
@@ -226,11 +221,14 @@ struct Header {
 
 impl Header {
     fn of(of: &Codes) -> Header {
-        let used = |lengths: &[u8], least: usize| {
-            lengths.iter().rposition(|len| *len > 0).map_or(least, |last| least.max(last + 1))
+        // The lengths of the codes up to the last one used.
+        let used = |codes: &[Code], least: usize| -> Vec<u8> {
+            let last = codes.iter().rposition(|code| code.len > 0);
+            let count = last.map_or(least, |last| least.max(last + 1));
+            codes[..count].iter().map(|code| code.len).collect()
         };
-        let (literals, distances) = (used(&of.lengths.0, 257), used(&of.lengths.1, 1));
-        let all = [&of.lengths.0[..literals], &of.lengths.1[..distances]].concat();
+        let (literals, distances) = (used(&of.literals, 257), used(&of.distances, 1));
+        let all = [literals.as_slice(), &distances].concat();
         let symbols = in_runs(&all);
         let mut counts = [0; 19];
         for (symbol, _) in &symbols {
@@ -238,11 +236,10 @@ impl Header {
         }
         let mut own = [0; 19];
         lengths(&counts, LIMIT_OF_LENGTHS, &mut own);
-        let mut made = [Code::default(); 19];
-        codes(&own, &mut made);
         let written =
             ORDER.iter().rposition(|symbol| own[*symbol] > 0).map_or(4, |last| (last + 1).max(4));
-        Header { literals, distances, symbols, codes: made, written }
+        let (literals, distances) = (literals.len(), distances.len());
+        Header { literals, distances, symbols, codes: codes(&own), written }
     }
 
     /// Returns its length in bits.
@@ -315,9 +312,9 @@ impl<'a> Writer<'a> {
         Writer { output, at: 0, bits: 0, count: 0 }
     }
 
-    /// Returns how many bytes fit yet.
+    /// Returns how many bits fit yet.
     fn room(&self) -> usize {
-        self.output.len() - self.at
+        8 * (self.output.len() - self.at) - self.count as usize
     }
 
     #[inline]
@@ -337,7 +334,7 @@ impl<'a> Writer<'a> {
             None => self.output[self.at..self.at + whole].copy_from_slice(&bytes[..whole]),
         }
         self.at += whole;
-        self.bits = self.bits.checked_shr(8 * whole as u32).unwrap_or(0);
+        self.bits >>= 8 * whole;
         self.count %= 8;
     }
 
@@ -352,12 +349,9 @@ impl<'a> Writer<'a> {
     }
 
     /// Returns the length in bytes.
-    pub(super) fn finish(mut self) -> Option<usize> {
-        if self.count > 0 && self.room() == 0 {
-            return None;
-        }
+    pub(super) fn finish(mut self) -> usize {
         self.align();
-        Some(self.at)
+        self.at
     }
 }
 
@@ -367,10 +361,7 @@ mod tests {
 
     #[test]
     fn classes_are_those_of_the_specifications_tables() {
-        let of_length = |len| {
-            let class = Class::of_length(len);
-            (class.symbol, class.extra, class.extra_len)
-        };
+        let parts = |class: Class| (class.symbol, class.extra, class.extra_len);
         for (len, class) in [
             (3, (257, 0, 0)),
             (10, (264, 0, 0)),
@@ -381,12 +372,8 @@ mod tests {
             (257, (284, 30, 5)),
             (258, (285, 0, 0)),
         ] {
-            assert_eq!(of_length(len), class, "{len}");
+            assert_eq!(parts(Class::of_length(len)), class, "{len}");
         }
-        let of_distance = |distance| {
-            let class = Class::of_distance(distance);
-            (class.symbol, class.extra, class.extra_len)
-        };
         for (distance, class) in [
             (1, (0, 0, 0)),
             (4, (3, 0, 0)),
@@ -395,7 +382,7 @@ mod tests {
             (2049, (22, 0, 10)),
             (4095, (23, 1022, 10)),
         ] {
-            assert_eq!(of_distance(distance), class, "{distance}");
+            assert_eq!(parts(Class::of_distance(distance)), class, "{distance}");
         }
     }
 

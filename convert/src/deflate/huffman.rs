@@ -103,8 +103,8 @@ fn limit_depths(leaves: &mut [u32; DEPTHS], limit: usize) {
     }
 }
 
-/// Assigns the codes that the lengths imply.
-pub(super) fn codes(lengths: &[u8], codes: &mut [Code]) {
+/// Returns the codes that the lengths imply.
+pub(super) fn codes<const N: usize>(lengths: &[u8; N]) -> [Code; N] {
     let mut next = [0u16; LIMIT + 2];
     for &len in lengths.iter().filter(|len| **len > 0) {
         next[len as usize + 1] += 1;
@@ -112,14 +112,14 @@ pub(super) fn codes(lengths: &[u8], codes: &mut [Code]) {
     for len in 1..LIMIT {
         next[len + 1] = (next[len + 1] + next[len]) << 1;
     }
-    for (code, &len) in codes.iter_mut().zip(lengths) {
-        *code = Code::default();
-        if len > 0 {
-            let bits = next[len as usize].reverse_bits() >> (16 - len);
-            *code = Code { bits, len };
-            next[len as usize] += 1;
+    lengths.map(|len| {
+        if len == 0 {
+            return Code::default();
         }
-    }
+        let bits = next[len as usize].reverse_bits() >> (16 - len);
+        next[len as usize] += 1;
+        Code { bits, len }
+    })
 }
 
 #[cfg(test)]
@@ -138,8 +138,7 @@ mod tests {
 
     #[test]
     fn codes_are_those_of_the_specifications_example() {
-        let mut found = [Code::default(); 8];
-        codes(&[3, 3, 3, 3, 3, 2, 4, 4], &mut found);
+        let found = codes(&[3, 3, 3, 3, 3, 2, 4, 4]);
         let in_order = found.map(|code| code.bits.reverse_bits() >> (16 - code.len));
         assert_eq!(in_order, [0b010, 0b011, 0b100, 0b101, 0b110, 0b00, 0b1110, 0b1111]);
     }

@@ -59,24 +59,26 @@ impl Deflate {
         self.finder.begin();
         self.block.begin(0);
         let mut at = 0;
-        let mut now = self.find(input, at, 0, self.effort.depth);
+        // What has been found at `at` already.
+        let mut ahead = None;
         while at < input.len() {
             if self.block.is_full() {
                 self.block.write(&input[..at], &mut writer, false)?;
             }
+            let depth = self.effort.depth;
+            let now = ahead.take().unwrap_or_else(|| self.find(input, at, 0, depth));
             if now.len < SHORTEST {
                 self.block.literal(input[at]);
                 at += 1;
-                now = self.find(input, at, 0, self.effort.depth);
                 continue;
             }
             let mut known = at + 1;
             if self.effort.lazy && now.len < self.effort.enough {
-                let next = self.find(input, at + 1, now.len - 1, self.effort.depth / 2);
+                let next = self.find(input, at + 1, now.len - 1, depth / 2);
                 if next.gains_over(now) {
                     self.block.literal(input[at]);
                     at += 1;
-                    now = next;
+                    ahead = Some(next);
                     continue;
                 }
                 known += 1;
@@ -84,10 +86,9 @@ impl Deflate {
             self.block.copy(now);
             at += now.len;
             self.finder.pass(input, known..at);
-            now = self.find(input, at, 0, self.effort.depth);
         }
         self.block.write(input, &mut writer, true)?;
-        writer.finish()
+        Some(writer.finish())
     }
 
     fn find(&mut self, input: &[u8], at: usize, longer_than: usize, depth: u32) -> Match {
@@ -229,7 +230,8 @@ while length := int.from_bytes(sys.stdin.buffer.read(4), 'little'):
             let mut unit = Vec::new();
             for (bytes, distance, len) in pieces {
                 unit.extend(bytes);
-                for _ in 0..if unit.is_empty() { 0 } else { len } {
+                let len = if unit.is_empty() { 0 } else { len };
+                for _ in 0..len {
                     unit.push(unit[unit.len() - distance.min(unit.len())]);
                 }
             }
