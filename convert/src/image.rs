@@ -6,6 +6,7 @@ use std::sync::Arc;
 use kvmbake_disk::{Block, named};
 
 use crate::chunk::next_extent;
+use crate::detail::{Detail, Details};
 use crate::error::{Error, unsupported};
 use crate::format::Format;
 use crate::mapped::{ImageFile, LinearDisk};
@@ -35,7 +36,7 @@ impl OpenOptions {
 /// A reader's result: the disk, and what there is to tell about its image.
 pub(crate) struct Opened {
     pub(crate) disk: Arc<dyn Block>,
-    pub(crate) details: Vec<(&'static str, String)>,
+    pub(crate) details: Details,
     /// What is wrong without making it unreadable.
     pub(crate) problems: Vec<String>,
     /// What a person should know of how it is read.
@@ -45,11 +46,11 @@ pub(crate) struct Opened {
 }
 
 impl Opened {
-    pub(crate) fn new(disk: impl Block + 'static, details: Vec<(&'static str, String)>) -> Opened {
+    pub(crate) fn new(disk: impl Block + 'static, details: Details) -> Opened {
         Opened::of(Arc::new(disk), details)
     }
 
-    pub(crate) fn of(disk: Arc<dyn Block>, details: Vec<(&'static str, String)>) -> Opened {
+    pub(crate) fn of(disk: Arc<dyn Block>, details: Details) -> Opened {
         Opened { disk, details, problems: Vec::new(), notes: Vec::new(), unused: None }
     }
 
@@ -69,8 +70,8 @@ impl Opened {
         self
     }
 
-    pub(crate) fn with_detail(mut self, name: &'static str, value: String) -> Opened {
-        self.details.push((name, value));
+    pub(crate) fn with_detail(mut self, name: &'static str, value: impl Into<Detail>) -> Opened {
+        self.details.push((name, value.into()));
         self
     }
 }
@@ -165,7 +166,7 @@ fn open_packed(path: &Path, packing: Packing, options: &OpenOptions) -> Result<O
         Probed::Packed(_) => return Err(unsupported(path, "it is compressed twice").into()),
     }
     let size = image.len;
-    let details = vec![("packed with", packing.to_string())];
+    let details = vec![("packed with", packing.to_string().into())];
     Ok(Opened::new(LinearDisk { image, size }, details))
 }
 
@@ -264,7 +265,7 @@ pub struct ImageInfo {
     /// The bytes of the disk that may hold something else than zeroes.
     pub data: u64,
     /// What else the format tells, as names and values.
-    pub details: Vec<(&'static str, String)>,
+    pub details: Vec<(&'static str, Detail)>,
     /// What a person should know of how it is read.
     pub notes: Vec<String>,
     /// The files that the image is based on, nearest first.

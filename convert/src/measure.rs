@@ -1,6 +1,7 @@
 //! How large an image would be, without writing it: the encoder runs over the source's extents
 //! and writes to nowhere. Extents may hold zeroes, so the result is an upper bound.
 
+use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
 
 use kvmbake_disk::Block;
@@ -11,6 +12,7 @@ use crate::error::Error;
 use crate::export::{Target, survey};
 use crate::fingerprint::Fingerprint;
 use crate::format::Format;
+use crate::join::JoinedDisk;
 use crate::options::Encoding;
 use crate::output::{Cancel, Output, Parts};
 use crate::vmdk::{Subformat, VmdkOptions};
@@ -24,6 +26,14 @@ pub struct Measure {
     pub required: u64,
     /// Their length if the whole disk held data.
     pub fully_allocated: u64,
+}
+
+/// Measures as [`measure`] does, for a disk of `size` bytes without data.
+///
+/// # Errors
+/// The format cannot hold such a disk.
+pub fn measure_empty(size: u64, encoding: &Encoding) -> Result<Measure, Error> {
+    measure(&JoinedDisk::new(PathBuf::new(), vec![(size, None)]), encoding)
 }
 
 /// Measures the image that `encoding` would make of the disk. For compressed ones that is what

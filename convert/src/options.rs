@@ -78,8 +78,10 @@ impl Encoding {
                 Ok(()) => return Ok(()),
                 Err(fault) => fault,
             },
-            Encoding::Ova(_) => return Ok(()),
-            _ => Fault::Unknown(&[]),
+            Encoding::Ova(_) | Encoding::Raw(RawOptions { packing: Some(_), .. }) => return Ok(()),
+            Encoding::Raw(_) | Encoding::Vdi(_) | Encoding::Vhd(_) | Encoding::Vhdx(_) => {
+                Fault::Uncompressed
+            }
         };
         Err(self.error("compression", "", fault))
     }
@@ -158,7 +160,7 @@ pub struct OptionError {
 impl OptionError {
     /// Returns whether the format has no such option; otherwise the value is wrong.
     pub fn is_unknown(&self) -> bool {
-        matches!(self.fault, Fault::Unknown(_))
+        matches!(self.fault, Fault::Unknown(_) | Fault::Uncompressed)
     }
 
     /// Returns the options that the format has, when this one is not among them.
@@ -174,7 +176,7 @@ impl fmt::Display for OptionError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let OptionError { format, key, value, fault } = self;
         match fault {
-            Fault::Unknown([]) => write!(f, "The {format} format has no option {key:?}"),
+            Fault::Uncompressed => write!(f, "The {format} format has no compressed form"),
             Fault::Unknown(known) => {
                 write!(f, "The {format} format has no option {key:?}; it has {}", known.join(", "))
             }
@@ -194,6 +196,8 @@ impl fmt::Display for OptionError {
 pub(crate) enum Fault {
     /// The format has only these.
     Unknown(&'static [&'static str]),
+    /// The format cannot compress its data.
+    Uncompressed,
     /// What the option takes.
     Expected(&'static str),
     /// What must be given too.
@@ -362,7 +366,16 @@ mod tests {
     fn only_some_formats_compress() {
         for format in Format::ALL {
             let can = matches!(format, Format::Qcow2 | Format::Vmdk | Format::Ova);
-            assert_eq!(Encoding::from(format).compress().is_ok(), can, "{format}");
+            let compressed = Encoding::from(format).compress();
+            assert_eq!(compressed.is_ok(), can, "{format}");
+            if let Err(error) = compressed {
+                assert!(error.is_unknown());
+                assert_eq!(
+                    error.to_string(),
+                    format!("The {format} format has no compressed form")
+                );
+            }
         }
+        Encoding::from_file_name("a.raw.gz").unwrap().compress().unwrap();
     }
 }

@@ -7,12 +7,19 @@ use super::print;
 use crate::build::Cancel;
 use crate::error::Error;
 use crate::profile::units::Size;
+use crate::report::printable;
 
 /// Checks an image's structure: tables, overlaps, refcounts, checksums, leaks
 ///
 /// Exits with 1 when something is wrong; leaked space alone is told but is not wrong.
 #[derive(Debug, clap::Args)]
 pub struct Args {
+    /// Say nothing but errors
+    #[arg(short = 'q')]
+    quiet: bool,
+    /// What qemu-img's check would repair
+    #[arg(short = 'r', value_name = "WHAT", hide = true)]
+    repair: Option<String>,
     #[command(flatten)]
     subject: Subject,
 }
@@ -22,13 +29,17 @@ pub struct Args {
 /// # Errors
 /// The image is damaged, or cannot be read.
 pub fn run(args: &Args) -> Result<(), Error> {
+    if args.repair.is_some() {
+        let error = Error::usage("check repairs nothing, so -r cannot be met");
+        return Err(error.hint("kvmbake convert writes a sound copy of what can be read"));
+    }
     let cancel = Cancel::default();
     super::stop_on_signal(&cancel)?;
-    let Subject { path, json, .. } = &args.subject;
+    let path = &args.subject.path;
     let sound = kvmbake_convert::check_image(path, &args.subject.options(), cancel.flag())
         .map_err(|error| unreadable(path, &error))?;
     let name = path.display();
-    if *json {
+    if args.subject.style.is_json() {
         let object = json!({
             "file": path.to_string_lossy(),
             "format": sound.format.name(),
@@ -36,10 +47,10 @@ pub fn run(args: &Args) -> Result<(), Error> {
             "leaked": sound.leaked,
         });
         print(&format!("{object:#}\n"))?;
-    } else {
+    } else if !args.quiet {
         let mut text = String::new();
         for problem in &sound.problems {
-            text.push_str(&format!("{name}: {problem}\n"));
+            text.push_str(&format!("{name}: {}\n", printable(problem)));
         }
         match sound.leaked {
             Some(0) | None => {}

@@ -9,7 +9,7 @@ use super::image::{self, Allowed, unreadable};
 use super::print;
 use crate::build::Cancel;
 use crate::error::Error;
-use crate::report::{Report, Stage};
+use crate::report::{Quiet, Report, Stage};
 
 /// Compares the content of two images of any formats
 ///
@@ -29,6 +29,9 @@ pub struct Args {
     /// Show progress; a terminal always does
     #[arg(short = 'p')]
     progress: bool,
+    /// Say nothing but errors: the exit code tells
+    #[arg(short = 'q')]
+    quiet: bool,
     #[command(flatten)]
     allowed: Allowed,
     /// The first image
@@ -39,22 +42,19 @@ pub struct Args {
     other: PathBuf,
 }
 
-/// Compares.
+/// Compares, and returns the exit code.
 ///
 /// # Errors
 /// They differ, or one cannot be read.
-pub fn run(args: &Args, report: Arc<dyn Report>) -> Result<(), Error> {
+pub fn run(args: &Args, report: Arc<dyn Report>) -> Result<u8, Error> {
+    let report = if args.quiet { Arc::new(Quiet) } else { report };
     let one = image::open(&args.one, &args.allowed.options(args.format), &*report)?;
     let other = image::open(&args.other, &args.allowed.options(args.other_format), &*report)?;
     let names = (args.one.display(), args.other.display());
+    let differ = |how: String| if args.quiet { Ok(1) } else { Err(Error::input(how)) };
     if args.strict && one.len() != other.len() {
-        return Err(Error::input(format!(
-            "{} has {} bytes, {} has {}",
-            names.0,
-            one.len(),
-            names.1,
-            other.len()
-        )));
+        let lens = (one.len(), other.len());
+        return differ(format!("{} has {} bytes, {} has {}", names.0, lens.0, names.1, lens.1));
     }
     let cancel = Cancel::default();
     super::stop_on_signal(&cancel)?;
@@ -65,10 +65,15 @@ pub fn run(args: &Args, report: Arc<dyn Report>) -> Result<(), Error> {
             unreadable(if is_other { &args.other } else { &args.one }, &error)
         })?;
     match found {
-        Comparison::Equal => print(&format!("{} and {} hold the same\n", names.0, names.1)),
-        Comparison::DifferAt(offset) => Err(Error::input(format!(
+        Comparison::Equal => {
+            if !args.quiet {
+                print(&format!("{} and {} hold the same\n", names.0, names.1))?;
+            }
+            Ok(0)
+        }
+        Comparison::DifferAt(offset) => differ(format!(
             "{} and {} differ first at byte {offset} ({offset:#x})",
             names.0, names.1
-        ))),
+        )),
     }
 }

@@ -10,13 +10,14 @@ use std::time::Instant;
 use kvmbake_convert::{Encoding, Export, Format, OpenOptions, Options, Target};
 
 use super::encodings;
+use super::habits::Habits;
 use super::image::{self, Allowed, unreadable};
 use super::output::{self, Output, folder};
 use crate::build::Cancel;
 use crate::build::export::{explain, file_name, rounded_up, source_date_epoch};
 use crate::error::Error;
 use crate::profile::units::Size;
-use crate::report::{Event, Report, Stage};
+use crate::report::{Event, Quiet, Report, Stage};
 
 /// Converts a disk image to one or more other formats in one pass
 ///
@@ -41,27 +42,23 @@ pub struct Args {
     /// The format of the image that -B names, as -o backing_fmt=FORMAT: qcow2 or raw
     #[arg(short = 'F', value_name = "FORMAT", requires = "backing_file")]
     backing_format: Option<String>,
-    /// qemu-img's copying of persistent bitmaps, which is refused
-    #[arg(long, hide = true)]
-    bitmaps: bool,
     /// Show progress; a terminal always does
     #[arg(short = 'p')]
     progress: bool,
+    /// Say nothing but errors
+    #[arg(short = 'q')]
+    quiet: bool,
     /// Read the outputs back and compare them with the input before they appear
     #[arg(long)]
     verify: bool,
     /// Wait until the outputs are on the disk, so that they outlive a crash of the machine
     #[arg(long)]
     sync: bool,
-    /// qemu-img's count of coroutines; as many threads as there are processors run here
-    #[arg(short = 'm', value_name = "COUNT", hide = true)]
-    coroutines: Option<u32>,
-    /// qemu-img's out-of-order writes; here the order is the format's
-    #[arg(short = 'W', hide = true)]
-    unordered: bool,
     /// The images' identifier; derived from the content when absent
     #[arg(long, value_name = "UUID", value_parser = uuid)]
     uuid: Option<[u8; 16]>,
+    #[command(flatten)]
+    habits: Habits,
     #[command(flatten)]
     allowed: Allowed,
     /// The image to read
@@ -78,10 +75,8 @@ pub struct Args {
 /// The input or an output is at fault.
 pub fn run(args: &Args, report: Arc<dyn Report>) -> Result<(), Error> {
     let begun = Instant::now();
-    if args.bitmaps {
-        let error = Error::usage("Persistent bitmaps are not copied");
-        return Err(error.hint("Leave --bitmaps out; kvmbake info lists the bitmaps of an image"));
-    }
+    let report = if args.quiet { Arc::new(Quiet) } else { report };
+    args.habits.check()?;
     let mut encodings = encodings::of(&args.outputs, &args.output_formats)?;
     let mut options = args.options.clone();
     for (key, value) in

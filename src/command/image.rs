@@ -17,9 +17,8 @@ pub struct Subject {
     /// The image's format; probed when absent
     #[arg(short = 'f', long = "format", value_name = "FORMAT")]
     pub format: Option<Format>,
-    /// Print one JSON object
-    #[arg(long)]
-    pub json: bool,
+    #[command(flatten)]
+    pub style: Style,
     #[command(flatten)]
     allowed: Allowed,
     /// The image
@@ -32,6 +31,30 @@ impl Subject {
     pub fn options(&self) -> OpenOptions {
         self.allowed.options(self.format)
     }
+}
+
+/// For whom a command prints.
+#[derive(Debug, clap::Args)]
+pub struct Style {
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+    /// As qemu-img asks for it
+    #[arg(long, value_name = "STYLE", hide = true)]
+    output: Option<Listing>,
+}
+
+impl Style {
+    /// Whether to print JSON.
+    pub fn is_json(&self) -> bool {
+        self.json || self.output == Some(Listing::Json)
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Listing {
+    Human,
+    Json,
 }
 
 /// Folders that images may name files in.

@@ -3,17 +3,21 @@
 use std::collections::BTreeMap;
 use std::fmt::Write;
 
-use kvmbake_convert::ImageInfo;
+use kvmbake_convert::{Detail, ImageInfo};
 use serde_json::{Map, Value, json};
 
 use super::image::{Subject, unreadable};
 use super::print;
 use crate::error::Error;
 use crate::profile::units::Size;
+use crate::report::printable;
 
 /// Says what a disk image is: format, sizes, what it is based on, and the format's own details
 #[derive(Debug, clap::Args)]
 pub struct Args {
+    /// qemu-img's wish to see the chain, which is always shown
+    #[arg(long, hide = true)]
+    backing_chain: bool,
     #[command(flatten)]
     subject: Subject,
 }
@@ -23,16 +27,20 @@ pub struct Args {
 /// # Errors
 /// It cannot be read.
 pub fn run(args: &Args) -> Result<(), Error> {
-    let Subject { path, json, format, .. } = &args.subject;
+    let Subject { path, format, .. } = &args.subject;
     let info = kvmbake_convert::info(path, &args.subject.options())
         .map_err(|error| unreadable(path, &error))?;
-    print(&if *json { as_json(&info) } else { as_text(&info, format.is_none()) })
+    print(&if args.subject.style.is_json() {
+        as_json(&info)
+    } else {
+        as_text(&info, format.is_none())
+    })
 }
 
 fn as_text(info: &ImageInfo, probed: bool) -> String {
     let mut text = String::new();
     let mut line = |name: &str, value: String| {
-        let _ = writeln!(text, "{name:<18} {value}");
+        let _ = writeln!(text, "{name:<18} {}", printable(&value));
     };
     let size = |bytes| format!("{} ({bytes} bytes)", Size(bytes));
     line("image", info.path.display().to_string());
@@ -40,14 +48,17 @@ fn as_text(info: &ImageInfo, probed: bool) -> String {
     line("virtual size", size(info.virtual_size));
     let rounded = rounded_up(info.virtual_size);
     if !rounded.is_empty() {
-        let sizes = rounded.iter().map(|(what, bytes)| format!("{bytes} bytes in {what}"));
+        let sizes = rounded.iter().map(|(what, _, bytes)| format!("{bytes} bytes in {what}"));
         line("rounded up to", sizes.collect::<Vec<_>>().join(", "));
     }
     line("data", size(info.data));
     line("file size", size(info.file_size));
     line("on disk", size(info.allocated));
     for (name, value) in &info.details {
-        line(name, value.clone());
+        match value {
+            Detail::List(texts) => texts.iter().for_each(|text| line(name, text.clone())),
+            value => line(name, value.to_string()),
+        }
     }
     for note in &info.notes {
         line("note", note.clone());
@@ -59,12 +70,13 @@ fn as_text(info: &ImageInfo, probed: bool) -> String {
     text
 }
 
-/// The sizes that a disk gets in formats that cannot express its own.
-fn rounded_up(size: u64) -> Vec<(&'static str, u64)> {
-    [("all formats but raw", 512), ("a fixed VHD", 1 << 20)]
+/// The sizes that a disk gets in formats that cannot express its own: which, for a person and for
+/// programs, and the size.
+fn rounded_up(size: u64) -> Vec<(&'static str, &'static str, u64)> {
+    [("all formats but raw", "all_but_raw", 512), ("a fixed VHD", "fixed_vhd", 1 << 20)]
         .into_iter()
-        .filter(|(_, unit)| !size.is_multiple_of(*unit))
-        .map(|(what, unit)| (what, size.next_multiple_of(unit)))
+        .filter(|(.., unit)| !size.is_multiple_of(*unit))
+        .map(|(what, key, unit)| (what, key, size.next_multiple_of(unit)))
         .collect()
 }
 
@@ -72,7 +84,7 @@ fn as_json(info: &ImageInfo) -> String {
     let details: Map<String, Value> = info
         .details
         .iter()
-        .map(|(name, value)| (name.replace(' ', "_"), Value::from(value.as_str())))
+        .map(|(name, value)| (name.replace(' ', "_").to_lowercase(), detail(value)))
         .collect();
     let chain: Vec<Value> = info
         .chain
@@ -91,7 +103,7 @@ fn as_json(info: &ImageInfo) -> String {
         "virtual_size": info.virtual_size,
         "rounded_up": rounded_up(info.virtual_size)
             .into_iter()
-            .map(|(what, bytes)| (what, Value::from(bytes)))
+            .map(|(_, key, bytes)| (key, Value::from(bytes)))
             .collect::<BTreeMap<_, _>>(),
         "data": info.data,
         "file_size": info.file_size,
@@ -101,4 +113,13 @@ fn as_json(info: &ImageInfo) -> String {
         "chain": chain,
     });
     format!("{object:#}\n")
+}
+
+fn detail(value: &Detail) -> Value {
+    match value {
+        Detail::Number(number) => Value::from(*number),
+        Detail::Flag(flag) => Value::from(*flag),
+        Detail::List(texts) => Value::from(texts.as_slice()),
+        other => Value::from(other.to_string()),
+    }
 }

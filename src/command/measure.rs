@@ -1,12 +1,14 @@
 //! `kvmbake measure`
 
+use std::path::{Path, PathBuf};
+
 use kvmbake_convert::{Encoding, Format};
 use serde_json::json;
 
-use super::image::{self, Subject, unreadable};
+use super::image::{self, Allowed, Style, unreadable};
 use super::{encodings, print};
 use crate::error::Error;
-use crate::profile::units::Size;
+use crate::profile::units::{Size, parse_size};
 use crate::report::Report;
 
 /// Says how large an image would be in another format, without writing it
@@ -21,8 +23,19 @@ pub struct Args {
     /// Options of that format
     #[arg(short = 'o', value_name = "KEY=VALUE", value_delimiter = ',')]
     options: Vec<String>,
+    /// The image's format; probed when absent
+    #[arg(short = 'f', long = "format", value_name = "FORMAT")]
+    format: Option<Format>,
     #[command(flatten)]
-    subject: Subject,
+    style: Style,
+    #[command(flatten)]
+    allowed: Allowed,
+    /// Measure an empty disk of this size instead of an image
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    size: Option<u64>,
+    /// The image
+    #[arg(value_name = "IMAGE", conflicts_with = "size", required_unless_present = "size")]
+    path: Option<PathBuf>,
 }
 
 /// Measures.
@@ -32,15 +45,24 @@ pub struct Args {
 pub fn run(args: &Args, report: &dyn Report) -> Result<(), Error> {
     let mut encodings = [Encoding::from(args.output_format)];
     encodings::apply(&mut encodings, &args.options, false)?;
-    let Subject { path, json, .. } = &args.subject;
-    let source = image::open(path, &args.subject.options(), report)?;
-    let measured = kvmbake_convert::measure(&*source, &encodings[0]).map_err(|error| {
+    let [encoding] = &encodings;
+    let (measured, name) = match (&args.path, args.size) {
+        (Some(path), _) => {
+            let source = image::open(path, &args.allowed.options(args.format), report)?;
+            (kvmbake_convert::measure(&*source, encoding), path.display().to_string())
+        }
+        (None, size) => {
+            let size = size.unwrap_or_default();
+            (kvmbake_convert::measure_empty(size, encoding), format!("A disk of {}", Size(size)))
+        }
+    };
+    let measured = measured.map_err(|error| {
         let kvmbake_convert::Error::Refused { format, reason, .. } = &error else {
-            return unreadable(path, &error);
+            return unreadable(Path::new(&name), &error);
         };
-        Error::input(format!("{} does not fit {format}: {reason}", path.display()))
+        Error::input(format!("{name} does not fit {format}: {reason}"))
     })?;
-    if *json {
+    if args.style.is_json() {
         let object = json!({
             "virtual_size": measured.virtual_size,
             "required": measured.required,

@@ -9,6 +9,7 @@ mod console;
 mod convert;
 mod doctor;
 mod encodings;
+mod habits;
 mod image;
 mod import;
 mod info;
@@ -119,7 +120,10 @@ pub fn main() -> u8 {
         Command::Convert(args) => convert::run(&args, Arc::clone(&reporter)),
         Command::Info(args) => info::run(&args),
         Command::Check(args) => check::run(&args),
-        Command::Compare(args) => compare::run(&args, Arc::clone(&reporter)),
+        Command::Compare(args) => match compare::run(&args, Arc::clone(&reporter)) {
+            Ok(code) => return code,
+            Err(error) => Err(error),
+        },
         Command::Measure(args) => measure::run(&args, &*reporter),
         Command::Cache(args) => cache::run(&args),
         Command::Init(args) => init::run(&args),

@@ -2,10 +2,10 @@
 
 use std::fmt::Write;
 
-use super::printable;
+use super::printable_lines;
 use crate::error::Error;
 
-/// Returns `error` as text of whole lines.
+/// Returns `error` as text of whole lines, safe to print whatever a guest, a server or an image has put into it.
 pub fn render(error: &Error) -> String {
     let mut text = String::new();
     for fault in &error.faults {
@@ -23,13 +23,13 @@ pub fn render(error: &Error) -> String {
     for excerpt in &error.excerpts {
         let _ = writeln!(text, "  {}:", excerpt.title);
         for line in &excerpt.lines {
-            let _ = writeln!(text, "  | {}", printable(line));
+            let _ = writeln!(text, "  | {line}");
         }
     }
     if let Some(hint) = &error.hint {
         let _ = writeln!(text, "hint: {hint}");
     }
-    text
+    printable_lines(&text)
 }
 
 #[cfg(test)]
@@ -46,5 +46,16 @@ mod tests {
             .hint("Is sshd installed?");
         let expected = "error: SSH did not come up\n  because: connection refused\n  console:\n  | login:\nhint: Is sshd installed?\n";
         assert_eq!(render(&error), expected);
+    }
+
+    #[test]
+    fn nothing_in_an_error_drives_the_terminal() {
+        let cause = std::io::Error::other("the server said \x1b[2J");
+        let error = Error::guest("Cannot read \u{9b}31m").because(&cause).hint("Look at \x07");
+        let error = error.excerpt("step", vec!["a\x1b[1m".into()]);
+        let shown = render(&error);
+        assert!(!shown.chars().any(|c| c.is_control() && c != '\n'), "{shown:?}");
+        assert_eq!(shown.matches('\u{fffd}').count(), 4);
+        assert_eq!(shown.lines().count(), 5);
     }
 }

@@ -209,9 +209,21 @@ pub fn for_process(json: bool) -> Box<dyn Report> {
     }
 }
 
-/// Makes guest text safe to print: control characters, escape sequences among them, become `?`.
+/// Says nothing.
+pub struct Quiet;
+
+impl Report for Quiet {
+    fn event(&self, _: Event<'_>) {}
+}
+
+/// Makes guest text safe to print: control characters, escape sequences among them, become U+FFFD.
 pub fn printable(line: &str) -> String {
     line.chars().map(|c| if c.is_control() && c != '\t' { '\u{fffd}' } else { c }).collect()
+}
+
+/// As [`printable`], for a text of several lines.
+fn printable_lines(text: &str) -> String {
+    text.split('\n').map(printable).collect::<Vec<_>>().join("\n")
 }
 
 /// Cuts a text at `width` characters.

@@ -41,7 +41,7 @@ pub(crate) fn open(image: ImageFile) -> Result<Opened, Error> {
     let opened = vmdk::open(part, &OpenOptions::default())?;
     let has_manifest = members.iter().any(|member| member.name.ends_with(".mf"));
     Ok(opened
-        .with_detail("descriptor", members[0].name.escape_debug().to_string())
-        .with_detail("disk", disk.name.escape_debug().to_string())
-        .with_detail("manifest", has_manifest.to_string()))
+        .with_detail("descriptor", members[0].name.as_str())
+        .with_detail("disk", disk.name.as_str())
+        .with_detail("manifest", has_manifest))
 }

@@ -11,6 +11,7 @@ use std::path::Path;
 
 use kvmbake_disk::Error;
 
+use crate::detail::Details;
 use crate::encode::{DiskInfo, Encoder};
 use crate::error::corrupt;
 use crate::export::Target;
@@ -158,32 +159,32 @@ pub(crate) fn is_dirty(image: &ImageFile) -> Result<bool, Error> {
 }
 
 /// Returns what the header of an image tells that `kvmbake_disk` has opened.
-pub(crate) fn details(image: &ImageFile) -> Result<Vec<(&'static str, String)>, Error> {
+pub(crate) fn details(image: &ImageFile) -> Result<Details, Error> {
     let header = Header::read(image)?;
     let version = header.word(4);
     let mut details = vec![
-        ("version", version.to_string()),
-        ("cluster size", 1u64.checked_shl(header.word(20)).unwrap_or(0).to_string()),
-        ("internal snapshots", header.word(60).to_string()),
+        ("version", version.into()),
+        ("cluster size", 1u64.checked_shl(header.word(20)).unwrap_or(0).into()),
+        ("internal snapshots", header.word(60).into()),
     ];
     if version >= 3 {
         let bits = 1u64.checked_shl(header.word(96)).unwrap_or(0);
-        details.push(("refcount bits", bits.to_string()));
+        details.push(("refcount bits", bits.into()));
         let zstd = header.word(100) > 104 && header.bytes[104] == 1;
-        details.push(("compression", if zstd { "zstd" } else { "zlib" }.to_owned()));
-        details.push(("lazy refcounts", (header.long(80) & 1 != 0).to_string()));
-        details.push(("extended L2", (header.long(72) & EXTENDED_L2 != 0).to_string()));
+        details.push(("compression", if zstd { "zstd" } else { "zlib" }.into()));
+        details.push(("lazy refcounts", (header.long(80) & 1 != 0).into()));
+        details.push(("extended L2", (header.long(72) & EXTENDED_L2 != 0).into()));
     }
     let names = header.names();
     if let Some(bitmaps) = names.bitmaps.filter(|bitmaps| bitmaps.count > 0) {
-        details.push(("bitmaps", bitmaps::list(image, &bitmaps)));
+        details.push(("bitmaps", bitmaps::list(image, &bitmaps).into()));
     }
     if let Some((name, format)) = names.backing {
-        details.push(("backing file", name.escape_debug().to_string()));
-        details.push(("backing format", format.unwrap_or_default().escape_debug().to_string()));
+        details.push(("backing file", name.into()));
+        details.push(("backing format", format.unwrap_or_default().into()));
     }
     if let Some(name) = names.data_file {
-        details.push(("data file", name.escape_debug().to_string()));
+        details.push(("data file", name.into()));
     }
     Ok(details)
 }

@@ -29,11 +29,11 @@ pub(crate) fn open(image: ImageFile) -> Result<Opened, Error> {
     };
     let used = check_map(&image, &map, header.disk_size)?;
     let details = vec![
-        ("variant", if header.kind == FIXED { "fixed" } else { "dynamic" }.to_owned()),
-        ("block size", header.block_size.to_string()),
-        ("blocks", header.blocks.to_string()),
-        ("allocated blocks", header.allocated.to_string()),
-        ("uuid", format!("{:032x}", u128::from_be_bytes(header.uuid))),
+        ("variant", if header.kind == FIXED { "fixed" } else { "dynamic" }.into()),
+        ("block size", header.block_size.into()),
+        ("blocks", header.blocks.into()),
+        ("allocated blocks", header.allocated.into()),
+        ("uuid", format!("{:032x}", u128::from_be_bytes(header.uuid)).into()),
     ];
     let len = image.len;
     let opened = Opened::new(MappedDisk { image, size: header.disk_size, map }, details)

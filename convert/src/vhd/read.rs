@@ -30,10 +30,13 @@ pub(crate) fn open(image: ImageFile) -> Result<Opened, Error> {
         return Err(unsupported(&image.path, format!("a disk of {size} bytes")));
     }
     let mut details = vec![
-        ("variant", if footer.kind == FIXED { "fixed" } else { "dynamic" }.to_owned()),
-        ("creator", String::from_utf8_lossy(&footer.creator).trim().to_owned()),
-        ("geometry", format!("{}/{}/{}", footer.geometry.0, footer.geometry.1, footer.geometry.2)),
-        ("uuid", format!("{:032x}", u128::from_be_bytes(footer.uuid))),
+        ("variant", if footer.kind == FIXED { "fixed" } else { "dynamic" }.into()),
+        ("creator", String::from_utf8_lossy(&footer.creator).trim().into()),
+        (
+            "geometry",
+            format!("{}/{}/{}", footer.geometry.0, footer.geometry.1, footer.geometry.2).into(),
+        ),
+        ("uuid", format!("{:032x}", u128::from_be_bytes(footer.uuid)).into()),
     ];
     match footer.kind {
         FIXED if size > end => Err(truncated(
@@ -43,7 +46,7 @@ pub(crate) fn open(image: ImageFile) -> Result<Opened, Error> {
         FIXED => Ok(Opened::new(LinearDisk { image, size }, details)),
         DYNAMIC => {
             let (map, used) = open_dynamic(&image, &footer, size)?;
-            details.push(("block size", map.block.to_string()));
+            details.push(("block size", map.block.into()));
             let len = image.len;
             Ok(Opened::new(MappedDisk { image, size, map }, details).accounting_for(used, len))
         }

@@ -70,11 +70,11 @@ pub(crate) fn open(image: ImageFile) -> Result<Opened, Error> {
     };
     let used = map.check(&image, &places.map(|place| place.1))?;
     let details = vec![
-        ("variant", if sizes.fixed { "fixed" } else { "dynamic" }.to_owned()),
-        ("block size", sizes.block.to_string()),
-        ("logical sector size", sizes.sector.to_string()),
-        ("allocated blocks", (used / sizes.block).to_string()),
-        ("uuid", uuid_text(sizes.id)),
+        ("variant", if sizes.fixed { "fixed" } else { "dynamic" }.into()),
+        ("block size", sizes.block.into()),
+        ("logical sector size", sizes.sector.into()),
+        ("allocated blocks", (used / sizes.block).into()),
+        ("uuid", uuid_text(sizes.id).into()),
     ];
     let len = image.len;
     let accounted = used + MIB + places.iter().map(|place| place.1.1).sum::<u64>();

@@ -40,13 +40,13 @@ pub(crate) fn open(image: ImageFile, options: &OpenOptions) -> Result<Opened, Er
     let len = image.len;
     let (disk, used) = open_grains(image, &header, size)?;
     let details = vec![
-        ("variant", descriptor.create_type),
-        ("version", header.version.to_string()),
-        ("grain size", (header.grain * SECTOR).to_string()),
-        ("cid", descriptor.content_id),
-        ("overhead", header.overhead.saturating_mul(SECTOR).to_string()),
-        ("redundant grain directory", (header.redundant_directory != 0).to_string()),
-        ("grains", used.to_string()),
+        ("variant", descriptor.create_type.into()),
+        ("version", header.version.into()),
+        ("grain size", (header.grain * SECTOR).into()),
+        ("cid", descriptor.content_id.into()),
+        ("overhead", header.overhead.saturating_mul(SECTOR).into()),
+        ("redundant grain directory", (header.redundant_directory != 0).into()),
+        ("bytes in grains", used.into()),
     ];
     let opened = Opened::of(disk, details);
     // The tables of compressed images lie among the grains.

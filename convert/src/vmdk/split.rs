@@ -10,6 +10,7 @@ use kvmbake_disk::{Block, Error, named};
 
 use super::descriptor::{self, Descriptor, Extent};
 use super::{DESCRIPTOR_MAGIC, MAX_SECTORS, SECTOR, read};
+use crate::detail::Detail;
 use crate::error::{corrupt, truncated, unsupported};
 use crate::image::{OpenOptions, Opened};
 use crate::join::JoinedDisk;
@@ -62,15 +63,19 @@ pub(super) fn open(image: ImageFile, options: &OpenOptions) -> Result<Opened, Er
         return Err(corrupt(path, "the descriptor's extents make up no possible size"));
     }
     let mut parts = Vec::new();
-    let mut details = vec![("variant", descriptor.create_type.clone())];
-    details.push(("cid", descriptor.content_id.clone()));
+    let mut details = vec![
+        ("variant", descriptor.create_type.clone().into()),
+        ("cid", descriptor.content_id.clone().into()),
+    ];
+    let mut names = Vec::new();
     for extent in extents {
         let disk = open_extent(&image, extent, options)?;
         if disk.is_some() {
-            details.push(("extent", extent.name.escape_debug().to_string()));
+            names.push(extent.name.clone());
         }
         parts.push((extent.sectors * SECTOR, disk));
     }
+    details.push(("extents", Detail::List(names)));
     Ok(Opened::new(JoinedDisk::new(path.clone(), parts), details))
 }
 
