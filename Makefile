@@ -10,8 +10,9 @@ TARGET := $(if $(CARGO_TARGET_DIR),$(CARGO_TARGET_DIR),target)
 export PATH := $(PATH):$(HOME)/.cargo/bin
 
 RIG := $(CARGO) run --quiet --release --package kvmbake-rig --
-# The root package's test targets that need no guest.
-HOST_TESTS := $(patsubst tests/%.rs,--test %,$(wildcard tests/*.rs))
+# Every crate's test targets but the guest tests, which need the rig.
+TESTS := $(patsubst %/main.rs,%.rs,$(wildcard tests/*.rs tests/*/main.rs */tests/*.rs */tests/*/main.rs))
+HOST_TESTS := $(addprefix --test ,$(filter-out guest,$(basename $(notdir $(TESTS)))))
 
 # Runs a stage and says how long it took.
 define stage
@@ -42,9 +43,8 @@ clippy: cargo
 
 unit: cargo judges ## unit and tiny-guest tests, on this machine's own /dev/kvm
 	$(call stage,unit tests,code=0; \
-		$(CARGO) test --no-fail-fast --workspace --exclude kvmbake || code=1; \
-		$(CARGO) test --no-fail-fast --package kvmbake --lib --bins $(HOST_TESTS) || code=1; \
-		$(CARGO) test --package kvmbake --doc || code=1; \
+		$(CARGO) test --no-fail-fast --workspace --lib --bins $(HOST_TESTS) || code=1; \
+		$(CARGO) test --workspace --doc || code=1; \
 		[ $$code = 0 ])
 
 fuzz: ## every reader of disk images for SECONDS_TO_FUZZ=140 in all
@@ -62,7 +62,8 @@ guest: rig ## the release binary on real images, in the rig
 	$(call stage,guest tests,tests/rig/guest-tests)
 
 guest-long: rig ## those of the guest tests that take too long for CI
-	$(call stage,long guest tests,$(CARGO) test --release --test guest -- --test-threads=1 --ignored)
+	$(call stage,guest test build,$(CARGO) test --release --test guest --no-run)
+	$(call stage,long guest tests,tests/rig/guest-tests --ignored)
 
 bench: rig ## against QEMU/KVM in the rig; BASE=light or debian-12, ROUNDS=3
 	$(call stage,release build,$(CARGO) build --release)

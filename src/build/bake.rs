@@ -10,29 +10,26 @@ use std::io::ErrorKind;
 use std::path::Path;
 use std::sync::Arc;
 
-use kvmbake_disk::{Block, MemoryBlock};
+use kvmbake_disk::MemoryBlock;
 use kvmbake_provision::key::BuildKey;
 use kvmbake_vmm::memory::SavedMemory;
 
 use super::cancel::Cancel;
-use super::chain::{Chain, NOTES, Notes};
+use super::chain::{Chain, Notes};
 use super::console::Console;
 use super::control::Control;
 use super::guest::Guest;
 use super::hold::{Failed, Hold, Stopped, Waiting};
-use super::layers::{self, Layers};
+use super::layers::Layers;
 use super::network::Network;
 use super::outlook::Outlook;
 use super::plan::Plan;
 use super::position::Position;
 use super::stage::Stages;
 use super::step::transfer::DOWNLOADS;
-use super::{breakpoint, seal, step};
-use crate::cache::{
-    Begun, Building, CacheError, DISK, Layer, LayerId, Meta, Parent, Publishing, Recipe,
-};
+use super::{breakpoint, step};
+use crate::cache::{Begun, Building, CacheError, Layer, LayerId, Parent, Publishing, Recipe};
 use crate::error::Error;
-use crate::profile::units::Elapsed;
 use crate::report::{Event, Report, Stage};
 
 /// What a build works with.
@@ -92,11 +89,11 @@ pub(super) struct Walk {
     /// What the cache holds of the guest's memory, and the layer that holds the last of it.
     pub(super) memory: Option<(SavedMemory, Option<LayerId>)>,
     /// The last layer, still being published.
-    pending: Option<Publishing>,
+    pub(super) pending: Option<Publishing>,
     /// The layers made so far.
-    kept: Vec<(Position, LayerId)>,
+    pub(super) kept: Vec<(Position, LayerId)>,
     /// Whether the next layer would have its parent in the cache.
-    keeping: bool,
+    pub(super) keeping: bool,
 }
 
 impl Walk {
@@ -105,7 +102,7 @@ impl Walk {
     }
 
     /// Returns the layer that the next one is built on.
-    fn parent(&self) -> Option<LayerId> {
+    pub(super) fn parent(&self) -> Option<LayerId> {
         match &self.pending {
             Some(pending) => Some(pending.id()),
             None => self.chain.tip.as_ref().map(Layer::id),
@@ -113,7 +110,7 @@ impl Walk {
     }
 
     /// Hands over the layer that the next one is built on.
-    fn take_parent(&mut self) -> Parent {
+    pub(super) fn take_parent(&mut self) -> Parent {
         match self.pending.take() {
             Some(pending) => Parent::Pending(pending),
             None => self.chain.tip.as_ref().into(),
@@ -378,115 +375,6 @@ impl Bake<'_> {
         Waiting { on_error, reload, what, has_layers, control, cancel, report }.wait(failed).await
     }
 
-    /// Takes the layer of `position` off the guest and publishes it beside the rest of the build.
-    async fn keep(
-        &self,
-        walk: &mut Walk,
-        guest: &mut Guest,
-        position: Position,
-        title: &str,
-        building: Building,
-        mut notes: Notes,
-    ) -> Result<(), Error> {
-        let Some(layers) = &self.layers else { return Ok(()) };
-        let (memory, below) = match walk.memory.take() {
-            Some((memory, below)) => (Some(memory), below),
-            None if self.plan.profile.cache.memory => {
-                (Some(SavedMemory::new(self.plan.profile.machine.memory)), None)
-            }
-            None => (None, None),
-        };
-        let wanted = memory.is_some();
-        let captured = guest.capture(building.folder(), memory).await?;
-        walk.chain.disk = captured.disk;
-        let fetched = self.network.fetched().take();
-        let is_known = fetched.is_some();
-        let served = layers.served_all(fetched.unwrap_or_default());
-        // A file that was changed while the step ran may or may not be what the guest got.
-        if !is_known {
-            let text = format!("{position} is not kept: its guest asked for too many things");
-            self.note(Stage::Cache, &text);
-            walk.keeping = false;
-            return Ok(());
-        }
-        let same = layers.recipe(position)?.key(walk.parent()) == building.key();
-        if !same {
-            self.note(
-                Stage::Cache,
-                &format!("{position} is not kept: its files changed while it ran"),
-            );
-            walk.keeping = false;
-            return Ok(());
-        }
-        let has_memory = wanted && captured.without_memory.is_none();
-        notes.memory_on = below.filter(|_| has_memory);
-        if let Some(why) = &captured.without_memory {
-            self.note(Stage::Cache, &format!("{position} is kept without its memory: {why}"));
-        }
-        let published = write_notes(&building, &notes).and_then(|()| {
-            building.publish(Meta { title: title.into(), served }, walk.take_parent())
-        });
-        match published {
-            Ok(publishing) => {
-                let id = publishing.id();
-                walk.kept.push((position, id));
-                let below = if has_memory { Some(id) } else { below };
-                walk.memory = captured.memory.map(|memory| (memory, below));
-                let stood_still = Elapsed(captured.paused);
-                let text = format!(
-                    "{position} kept  (layer {}); the guest stood still for {stood_still}",
-                    id.short()
-                );
-                self.note(Stage::Cache, &text);
-                walk.pending = Some(publishing);
-            }
-            Err(error) => self.stop_keeping(walk, &error),
-        }
-        Ok(())
-    }
-
-    /// Shuts the guest down, and keeps its disk.
-    async fn seal(
-        &self,
-        walk: &mut Walk,
-        guest: Guest,
-        title: &str,
-        building: Option<Building>,
-    ) -> Result<(), Error> {
-        let disk = Arc::clone(&guest.setup.disk);
-        let ours = self.plan.private_key.is_none().then_some(&*self.key);
-        Stages::new(self.report.as_ref())
-            .run(Stage::Seal, "removing the build's key", seal::seal(guest, ours))
-            .await?;
-        let failed = |error: &(dyn std::error::Error + 'static)| {
-            Error::input("Cannot finish the build's disk").because(error)
-        };
-        let frozen = disk.finish().map_err(|error| failed(&error))?;
-        walk.chain.disk = Arc::clone(&frozen) as Arc<dyn Block>;
-        let Some(building) = building else { return Ok(()) };
-        fs::rename(frozen.path(), building.path(DISK)).map_err(|error| failed(&error))?;
-        let published = write_notes(&building, &Notes::default()).and_then(|()| {
-            let meta = Meta { title: title.into(), served: Vec::new() };
-            building.publish(meta, walk.take_parent())
-        });
-        match published {
-            Ok(publishing) => {
-                walk.kept.push((Position::Sealed, publishing.id()));
-                walk.pending = Some(publishing);
-            }
-            Err(error) => self.stop_keeping(walk, &error),
-        }
-        Ok(())
-    }
-
-    fn stop_keeping(&self, walk: &mut Walk, error: &CacheError) {
-        walk.keeping = false;
-        walk.memory = None;
-        let error = layers::failed(error);
-        let causes = error.causes.join(": ");
-        self.note(Stage::Cache, &format!("layers are no longer kept: {causes}"));
-    }
-
     fn tell_discarded(&self, discarded: &[crate::cache::Discarded]) {
         for gone in discarded {
             self.note(Stage::Cache, &format!("thrown away: {gone}"));
@@ -508,14 +396,4 @@ enum Turn {
 
 async fn wait(pending: Publishing) -> Result<Layer, CacheError> {
     tokio::task::spawn_blocking(move || pending.wait()).await.unwrap_or(Err(CacheError::Cancelled))
-}
-
-fn write_notes(building: &Building, notes: &Notes) -> Result<(), CacheError> {
-    let path = building.path(NOTES);
-    let bytes = serde_json::to_vec_pretty(notes).map_err(std::io::Error::from);
-    bytes.and_then(|bytes| fs::write(&path, bytes)).map_err(|source| CacheError::Io {
-        action: "write",
-        path,
-        source,
-    })
 }

@@ -22,12 +22,14 @@ mod guest;
 mod hold;
 mod images;
 mod inputs;
+mod keep;
 mod layers;
 mod life;
 mod manifest;
 mod milestones;
 mod network;
 mod outlook;
+mod place;
 pub mod plan;
 mod position;
 mod reach;
@@ -56,11 +58,12 @@ pub use guest::Guest;
 pub use hold::{Hold, OnError, Reload};
 pub use inputs::Inputs;
 pub use outlook::{Entry, Outlook};
+pub use place::Place;
 pub use plan::Plan;
 pub use position::Position;
 pub use test::{Verdict, for_test, newest};
 
-use crate::cache::{Cache, LayerId, Scratch};
+use crate::cache::{Cache, LayerId};
 use crate::checksum;
 use crate::error::{Blame, Error};
 use crate::profile::units::Size;
@@ -203,11 +206,11 @@ impl Build {
         let disk = self.grown(&reached.chain.disk, &place)?;
         let stages = Stages::new(self.report.as_ref());
         let images =
-            stages.run(Stage::Export, "", self.write_images(disk, sealed, &place.workspace));
+            stages.run(Stage::Export, "", self.write_images(disk, sealed, place.workspace()));
         let (images, ()) = tokio::join!(images, self.tidy());
         let images = images?;
         let digest = self.digest(digest).await?;
-        self.deliver(&reached.chain, Some(&place.workspace)).await?;
+        self.deliver(&reached.chain, Some(place.workspace())).await?;
         let manifest = self.manifest(&reached.chain, digest, images);
         let lost = reached.settle().await;
         if let Some(layers) = &self.layers {
@@ -234,7 +237,7 @@ impl Build {
         if disk.len() >= size {
             return Ok(Arc::clone(disk));
         }
-        let grown = create_overlay(&place.overlays.join(GROWN), Arc::clone(disk), size);
+        let grown = create_overlay(&place.overlays().join(GROWN), Arc::clone(disk), size);
         grown
             .map(|disk| disk as Arc<dyn Block>)
             .map_err(|error| Error::input("Cannot grow the build's disk").because(&error))
@@ -367,31 +370,10 @@ impl Build {
         }
     }
 
-    /// Makes the folders of a build: one below `output` for what it leaves, one for overlays.
     fn place(&self, output: Option<&Path>) -> Result<Place, Error> {
-        let scratch = match &self.layers {
-            Some(layers) => Some(layers.cache().scratch().map_err(|error| layers::failed(&error))?),
-            None => None,
-        };
-        let beside =
-            scratch.as_ref().map_or_else(std::env::temp_dir, |scratch| scratch.folder().into());
         self.open_control(output);
-        let output = output.unwrap_or(&beside);
-        let name = &self.plan.profile.image.name;
-        let workspace = Workspace::create(output, name, self.now).map_err(|(path, error)| {
-            Error::input(format!("Cannot create {}", path.display())).because(&error)
-        })?;
-        let overlays = match &scratch {
-            Some(scratch) => scratch.folder().to_path_buf(),
-            None => {
-                let folder = workspace.path(OVERLAYS);
-                std::fs::create_dir(&folder).map_err(|error| {
-                    Error::input(format!("Cannot create {}", folder.display())).because(&error)
-                })?;
-                folder
-            }
-        };
-        Ok(Place { workspace, overlays, _scratch: scratch })
+        let cache = self.layers.as_ref().map(Layers::cache);
+        Place::create(output, &self.plan.profile.image.name, self.now, cache)
     }
 
     /// Opens the control socket, unless it is there from an attempt before.
@@ -409,19 +391,19 @@ impl Build {
     }
 
     fn bake<'p>(&self, place: &'p Place) -> Result<Bake<'p>, Error> {
-        let path = place.workspace.path(SERIAL_LOG);
+        let path = place.workspace().path(SERIAL_LOG);
         let console = Console::create(&path, &self.plan.profile.secrets).map_err(|error| {
             Error::input(format!("Cannot create {}", path.display())).because(&error)
         })?;
         self.control.set_console(console.clone());
         let report = Arc::clone(&self.report);
-        let folder = place.workspace.path("");
+        let folder = place.workspace().path("");
         let network = Network::open(&self.plan.profile, &folder, self.offline, self.stats, report)?;
         Ok(Bake {
             plan: Arc::clone(&self.plan),
             network: Arc::new(network),
             layers: self.layers.clone(),
-            scratch: &place.overlays,
+            scratch: place.overlays(),
             console,
             key: Arc::clone(&self.key),
             seed: self.seed()?,
@@ -451,26 +433,6 @@ impl Build {
 
     fn note(&self, text: &str) {
         self.report.event(Event::Note { stage: Stage::Cache, text });
-    }
-}
-
-/// The folders of one build; removed when dropped.
-pub struct Place {
-    workspace: Workspace,
-    overlays: PathBuf,
-    _scratch: Option<Scratch>,
-}
-
-/// Where a build without a cache keeps its overlays.
-const OVERLAYS: &str = "overlays";
-
-impl Place {
-    /// Gives up the overlays and returns the rest.
-    fn into_workspace(self) -> Result<Workspace, std::io::Error> {
-        if self.overlays.starts_with(self.workspace.path("")) {
-            std::fs::remove_dir_all(&self.overlays)?;
-        }
-        Ok(self.workspace)
     }
 }
 

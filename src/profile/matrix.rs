@@ -9,8 +9,9 @@ use std::collections::BTreeMap;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
+use super::faults::Faults;
 use super::given::Given;
-use super::reader::{Faults, nearest};
+use super::reader::nearest;
 use super::template;
 use super::units;
 use super::vars::{Scope, scalar};

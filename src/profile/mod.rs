@@ -2,6 +2,7 @@
 //! can be said about them from the text alone; [`crate::build::plan`] looks at the files they name.
 
 mod condition;
+mod faults;
 mod given;
 mod image;
 mod include;
@@ -26,13 +27,14 @@ use kvmbake_convert::Encoding;
 use kvmbake_provision::session::SudoPassword;
 use toml::de::DeTable;
 
+use faults::Faults;
 pub use given::{Given, read as read_bounded};
 pub use image::{BaseSource, Expected, Image};
 pub use matrix::{Cell, shortened};
 use matrix::{Matrix, Variant};
 pub use net::Net;
 pub use reader::nearest;
-use reader::{At, Faults, Reader};
+use reader::{At, Reader};
 pub use seed::{Seed, SeedKind, Text};
 pub use source::{Fault, Place, Source, absolute, folder_of};
 pub use step::{

@@ -1,18 +1,17 @@
 //! A cursor over one TOML table: each key is asked for by name and type, and what nobody asked
-//! for is an unknown key. Every fault keeps the place it was found at, and all faults of a
-//! profile are collected, so that a person mends them in one go.
+//! for is an unknown key. Every fault keeps the place it was found at.
 
 use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::ops::Range;
-use std::path::Path;
 use std::time::Duration;
 
 use toml::Spanned;
 use toml::de::{DeString, DeTable, DeValue};
 
 use super::condition;
-use super::source::{Fault, Place, Source};
+use super::faults::Faults;
+use super::source::Place;
 use super::units;
 use super::vars::{Scope, Variables};
 
@@ -23,47 +22,6 @@ pub struct At<T> {
     pub value: T,
     /// Its bytes in the profile.
     pub span: Range<usize>,
-}
-
-/// The faults found so far, shared by all readers of one profile.
-pub struct Faults<'s> {
-    source: &'s Source,
-    list: RefCell<Vec<Fault>>,
-}
-
-impl<'s> Faults<'s> {
-    /// An empty list for `source`.
-    pub fn new(source: &'s Source) -> Self {
-        Faults { source, list: RefCell::default() }
-    }
-
-    /// Adds a fault at `span`.
-    pub fn add(&self, span: &Range<usize>, message: impl Into<String>, hint: Option<String>) {
-        let place = self.source.place(span);
-        self.list.borrow_mut().push(Fault { message: message.into(), place, hint });
-    }
-
-    /// Returns the profile's text at `span`.
-    pub fn raw(&self, span: &Range<usize>) -> &str {
-        self.source.raw(span)
-    }
-
-    /// Returns the faults in the order of their places.
-    pub fn into_sorted(self) -> Vec<Fault> {
-        let mut list = self.list.into_inner();
-        list.sort_by_key(|fault| fault.place.order());
-        list
-    }
-
-    /// Returns an empty list for the same source.
-    pub fn of_same_source(&self) -> Faults<'s> {
-        Faults::new(self.source)
-    }
-
-    /// Returns the folder that relative paths at `span` start from.
-    pub fn folder(&self, span: &Range<usize>) -> &Path {
-        self.source.folder_at(span)
-    }
 }
 
 /// Reads one table.
@@ -140,7 +98,7 @@ impl<'t, 's> Reader<'t, 's> {
 
     /// Adds a fault about a place that was read before.
     pub fn fault_at(&self, place: Place, message: String, hint: Option<String>) {
-        self.faults.list.borrow_mut().push(Fault { message, place, hint });
+        self.faults.add_at(place, message, hint);
     }
 
     /// Adds a fault with a hint.

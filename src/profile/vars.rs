@@ -12,9 +12,10 @@ use std::time::{Duration, SystemTime};
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
+use super::faults::Faults;
 use super::given::{self, Given, Origin};
 use super::matrix::Cell;
-use super::reader::{Faults, Reader, nearest};
+use super::reader::{Reader, nearest};
 use super::source::absolute;
 use super::template::{self, Piece};
 use super::units;

@@ -1,7 +1,8 @@
 //! qcow2 images, over the `imago` crate.
 //!
-//! `header` and `structure` check the file before imago sees it, `store` is what imago reads and
-//! writes through. This file turns imago's view into a [`Block`] and adds what it leaves out:
+//! `open` and `overlay` make the disks: `header`, `structure` and `refcounts` check a file before imago
+//! sees it, `store` is what imago reads and writes through. This file turns imago's view into a [`Block`]
+//! and adds what it leaves out:
 //! freeing the host's space on discard, walking the data extents, and taking any disk as backing.
 //!
 //! Images with zstd clusters or extended L2 entries, which imago does not know, and dirty ones, which
@@ -10,6 +11,8 @@
 //! Left out: encryption (refused by name), and internal snapshots other than the current state.
 
 mod header;
+mod open;
+mod overlay;
 mod reader;
 mod refcounts;
 mod store;
@@ -24,23 +27,17 @@ use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use imago::qcow2::Qcow2;
 use imago::raw::Raw;
-use imago::{
-    DenyImplicitOpenGate, FormatAccess, FormatCreateBuilder, FormatDriverBuilder, ShallowMapping,
-};
+use imago::{FormatAccess, ShallowMapping};
 
 use self::header::Header;
-use self::reader::Reader;
-use self::refcounts::Depth;
+pub use self::open::check_refcounts;
+pub(crate) use self::open::{names, open};
+pub use self::overlay::{create_overlay, open_overlay};
 pub use self::refcounts::RefcountReport;
 use self::store::{FileStore, Store};
 use crate::block::{Block, Extent, check_range};
 use crate::error::{Error, ErrorKind};
-use crate::host_file::HostFile;
 use crate::lock::{self, Use};
-use crate::open::{OpenOptions, open_backing};
-
-/// The cluster size of the overlays made here.
-const OVERLAY_CLUSTER_SIZE: u64 = 64 * 1024;
 
 /// `next_data` joins neighbouring extents up to this length.
 const JOIN_LIMIT: u64 = 64 << 20;
@@ -63,245 +60,6 @@ pub struct Qcow2Block {
     writable: AtomicBool,
     /// The file of an overlay made here, to step down from writing.
     file: Option<Arc<FileStore>>,
-}
-
-/// Opens a qcow2 image and what it depends on, as far as `options` allow. `depth` counts the
-/// images in front of it.
-pub(crate) fn open(
-    path: &Path,
-    options: &OpenOptions,
-    depth: usize,
-) -> Result<Arc<dyn Block>, Error> {
-    let writable = options.writable;
-    let file = HostFile::open(path, writable)?;
-    let wanted = if writable { Use::Write } else { Use::Read };
-    lock::lock(file.file(), path, wanted)?;
-    let header = Header::read(&file)?;
-    if writable || !options.accept_dirty {
-        header.refuse_dirty(&file)?;
-    }
-    let read_only_feature = header.read_only_feature();
-    if let Some(feature) = read_only_feature.filter(|_| writable) {
-        return Err(header::unsupported(&file, format!("{feature} and is to be written"))
-            .with_hint(format!("Convert it first: kvmbake convert {} new.qcow2", path.display())));
-    }
-
-    let data_file = match &header.data_file {
-        Some(data_file) => Some(open_data_file(path, data_file, options, wanted)?),
-        None => None,
-    };
-    let data_len = data_file.as_ref().map_or(file.len(), HostFile::len);
-    let doubtful = structure::check(&file, &header, data_len)?;
-    refuse_low_refcounts(&file, &header)?;
-    let own_driver = read_only_feature.is_some() || header.dirty;
-    let file_len = file.len();
-    let base = match &header.backing {
-        Some(backing) => {
-            Some(open_backing(path, &backing.name, backing.format.as_deref(), options, depth)?)
-        }
-        None => None,
-    };
-
-    if own_driver {
-        let disk = Reader::new(path, file, data_file, base, header)?;
-        check_doubtful(&disk, doubtful, path, file_len)?;
-        return Ok(Arc::new(disk));
-    }
-    let image = Qcow2::builder(Store::image(file))
-        .write(writable)
-        .backing(base_format(base.as_ref(), path)?)
-        .data_file(data_file.map(Store::data))
-        .open(DenyImplicitOpenGate::default())
-        .map_err(|error| Error::io("open", error).on(path))?;
-    let disk = Qcow2Block::new(image, base, path, &header, writable);
-    check_doubtful(&disk, doubtful, path, file_len)?;
-    Ok(Arc::new(disk))
-}
-
-/// Refuses an image of which clusters are used more often than they are counted: whoever wrote it
-/// last was interrupted or wrong, and whoever writes to it next overwrites data.
-///
-/// In a dirty image the counts say nothing. They are taken anew there, and must come out as those
-/// of a sound image: no table and no data cluster of the disk has a second use.
-fn refuse_low_refcounts(file: &HostFile, header: &Header) -> Result<(), Error> {
-    match refcounts::check(file, header, Depth::Current)? {
-        RefcountReport { overlap: Some(overlap), .. } if header.dirty => Err(header::corrupt(
-            file,
-            overlap,
-            "it is marked as dirty, and a cluster is used twice".into(),
-        )
-        .with_hint(header::repair(file))),
-        _ if header.dirty => Ok(()),
-        RefcountReport { too_low, first: Some(first), .. } => Err(header::corrupt(
-            file,
-            first,
-            format!("{too_low} clusters are used more often than their refcounts say"),
-        )
-        .with_hint(header::repair(file))),
-        _ => Ok(()),
-    }
-}
-
-/// Compares the refcounts of a qcow2 image with what refers to its clusters.
-///
-/// # Errors
-/// What opening the image meets, low refcounts and the mark of a dirty image apart.
-pub fn check_refcounts(path: &Path) -> Result<RefcountReport, Error> {
-    let file = HostFile::open(path, false)?;
-    lock::lock(file.file(), path, Use::Read)?;
-    let header = Header::read(&file)?;
-    // Data in another file are not counted in this one.
-    let data_len = if header.data_file.is_some() { u64::MAX } else { file.len() };
-    structure::check(&file, &header, data_len)?;
-    refcounts::check(&file, &header, Depth::All)
-}
-
-/// Reads where the file may have lost the end of a compressed cluster.
-fn check_doubtful(
-    disk: &dyn Block,
-    doubtful: Option<u64>,
-    path: &Path,
-    file_len: u64,
-) -> Result<(), Error> {
-    let Some(offset) = doubtful else { return Ok(()) };
-    disk.read_at(&mut [0], offset).map_err(|error| {
-        header::ends_early(path, file_len, "a compressed cluster").caused_by(error)
-    })
-}
-
-/// The other files that an image names.
-pub(crate) struct Names {
-    /// The data file.
-    pub(crate) data_file: Option<String>,
-    /// The backing file and its format.
-    pub(crate) backing: Option<(String, Option<String>)>,
-}
-
-/// Reads from the header at `path` which other files the image names.
-pub(crate) fn names(path: &Path) -> Result<Names, Error> {
-    let header = Header::read(&HostFile::open(path, false)?)?;
-    Ok(Names {
-        data_file: header.data_file.and_then(|data_file| data_file.name),
-        backing: header.backing.map(|backing| (backing.name, backing.format)),
-    })
-}
-
-fn open_data_file(
-    path: &Path,
-    data_file: &header::DataFile,
-    options: &OpenOptions,
-    wanted: Use,
-) -> Result<HostFile, Error> {
-    let name = data_file.name.as_deref().ok_or_else(|| {
-        Error::new(ErrorKind::Corrupt, "open")
-            .on(path)
-            .because("it keeps its data in another file, but does not name it")
-    })?;
-    let resolved = options.resolve(path, "data file", name)?;
-    let file = HostFile::open(&resolved, options.writable)?;
-    lock::lock(file.file(), &resolved, wanted)?;
-    Ok(file)
-}
-
-/// Makes a new qcow2 overlay at `path`: what is not written to it reads from `base`, and as
-/// zeroes behind the end of `base`. The overlay is locked for writing until it is frozen or closed.
-///
-/// The overlay does not name its base: it is of use only through the returned disk, and later
-/// to somebody who knows the base and calls [`open_overlay`]. So nothing that a guest writes can
-/// make a later reader open a file. The file belongs to its owner alone (mode 0600).
-///
-/// # Errors
-/// [`ErrorKind::AlreadyExists`]; [`ErrorKind::Invalid`] when `virtual_size` is smaller than the
-/// base; otherwise what creating met, in which case no file is left behind.
-pub fn create_overlay(
-    path: &Path,
-    base: Arc<dyn Block>,
-    virtual_size: u64,
-) -> Result<Arc<Qcow2Block>, Error> {
-    if virtual_size < base.len() {
-        return Err(Error::new(ErrorKind::Invalid, "create")
-            .on(path)
-            .because(format!(
-                "a disk of {virtual_size} bytes is smaller than its base of {} bytes",
-                base.len()
-            ))
-            .with_hint("Disks only grow: give at least the size of the base image"));
-    }
-    let file = HostFile::create(path)?;
-    fill_overlay(file, path, base, virtual_size).inspect_err(|_| {
-        // Nothing to report beyond the first error.
-        let _ = std::fs::remove_file(path);
-    })
-}
-
-fn fill_overlay(
-    file: HostFile,
-    path: &Path,
-    base: Arc<dyn Block>,
-    virtual_size: u64,
-) -> Result<Arc<Qcow2Block>, Error> {
-    lock::lock(file.file(), path, Use::Write)?;
-    let backing = base_format(Some(&base), path)?;
-    let store = Store::image(file);
-    let file = store.file_store();
-    let image = Qcow2::<Store>::create_builder(store)
-        .cluster_size(OVERLAY_CLUSTER_SIZE as usize)
-        .size(virtual_size)
-        .create_open(DenyImplicitOpenGate::default(), |store| {
-            Ok(Qcow2::builder(store).backing(backing))
-        })
-        .map_err(|error| Error::io("create", error).on(path))?;
-    let image = FormatAccess::new(image);
-    image.flush().map_err(|error| Error::io("create", error).on(path))?;
-    Ok(Arc::new(Qcow2Block {
-        len: image.size(),
-        image,
-        base: Some(base),
-        clusters: RwLock::new(()),
-        path: path.to_owned(),
-        cluster_size: OVERLAY_CLUSTER_SIZE,
-        version: 3,
-        writable: AtomicBool::new(true),
-        file,
-    }))
-}
-
-/// Opens, for reading, an overlay that [`create_overlay`] made on `base`.
-///
-/// # Errors
-/// As [`open`](crate::open()); [`ErrorKind::NamesOtherFile`] when the file names a backing file or a
-/// data file, which no overlay made here does; [`ErrorKind::Invalid`] when it is smaller than `base`.
-pub fn open_overlay(path: &Path, base: Arc<dyn Block>) -> Result<Arc<Qcow2Block>, Error> {
-    let file = HostFile::open(path, false)?;
-    lock::lock(file.file(), path, Use::Read)?;
-    let header = Header::read(&file)?;
-    header.refuse_dirty(&file)?;
-    if header.backing.is_some() || header.data_file.is_some() {
-        return Err(Error::new(ErrorKind::NamesOtherFile, "open")
-            .on(path)
-            .because("an overlay names no other file, and this one does"));
-    }
-    if let Some(feature) = header.read_only_feature() {
-        return Err(header::unsupported(
-            &file,
-            format!("{feature}, which no overlay made here does"),
-        ));
-    }
-    if header.size < base.len() {
-        return Err(Error::new(ErrorKind::Invalid, "open").on(path).because(format!(
-            "a disk of {} bytes is smaller than its base of {} bytes",
-            header.size,
-            base.len()
-        )));
-    }
-    let data_len = file.len();
-    structure::check(&file, &header, data_len)?;
-    let image = Qcow2::builder(Store::image(file))
-        .write(false)
-        .backing(base_format(Some(&base), path)?)
-        .open(DenyImplicitOpenGate::default())
-        .map_err(|error| Error::io("open", error).on(path))?;
-    Ok(Arc::new(Qcow2Block::new(image, Some(base), path, &header, false)))
 }
 
 /// Wraps a disk so that imago reads unallocated clusters from it.

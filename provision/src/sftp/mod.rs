@@ -7,19 +7,20 @@
 //!
 //! Our own and not a library's, because names are bytes here and memory is bounded on both ways.
 
+mod error;
 mod wire;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io;
-use std::path::PathBuf;
 use std::time::Duration;
 
 use russh::{ChannelMsg, ChannelReadHalf, ChannelWriteHalf, client};
 use tokio::time::{Instant, timeout_at};
 
 use crate::command::Privilege;
-use crate::session::{Session, SessionError, Sudo};
+use crate::session::{Session, Sudo};
 
+pub use error::SftpError;
+pub(crate) use error::{refusal, refused};
 pub(crate) use wire::{Attributes, EOF, NO_SUCH_FILE, OK, Reply};
 use wire::{Kind, Request};
 
@@ -39,80 +40,6 @@ const NOISE: usize = 4 << 10;
 /// Finds the server where distributions put it.
 const SERVER: &str = "for s in /usr/lib/openssh/sftp-server /usr/libexec/openssh/sftp-server /usr/lib/ssh/sftp-server \
     /usr/libexec/sftp-server /usr/lib/sftp-server; do [ -x \"$s\" ] && exec \"$s\"; done; exit 127";
-
-/// Why files could not be moved.
-#[derive(Debug, thiserror::Error)]
-pub enum SftpError {
-    /// There is no server for files in the guest.
-    #[error(
-        "The guest has no sftp-server; it comes with OpenSSH's server (Debian: openssh-sftp-server)"
-    )]
-    NoServer,
-    /// The server, or sudo before it, did not start.
-    #[error("The guest's sftp-server did not start: {message}")]
-    NotStarted {
-        /// What was printed.
-        message: String,
-    },
-    /// The server did not do it.
-    #[error("Cannot {action} {path} in the guest: {message}")]
-    Refused {
-        /// What was asked, e.g. `create`.
-        action: &'static str,
-        /// Of which path.
-        path: String,
-        /// What the server said.
-        message: String,
-    },
-    /// The server does not keep to the protocol.
-    #[error("The guest's sftp-server does not keep to its protocol: {detail}")]
-    Protocol {
-        /// What came.
-        detail: String,
-    },
-    /// The server says nothing.
-    #[error("The guest's sftp-server did not answer within {} s", SILENCE.as_secs())]
-    Silent,
-    /// The guest does not know an owner.
-    #[error("The guest has no {name}")]
-    Owner {
-        /// The user or group.
-        name: String,
-    },
-    /// More would come than may.
-    #[error("{path} in the guest is more than {limit}; `limit` raises it")]
-    TooMuch {
-        /// What was asked for.
-        path: String,
-        /// What may come.
-        limit: String,
-    },
-    /// The host's file system failed.
-    #[error("Cannot {action} {}", path.display())]
-    Host {
-        /// What was to be done.
-        action: &'static str,
-        /// Of which file.
-        path: PathBuf,
-        /// Why.
-        #[source]
-        source: io::Error,
-    },
-    /// The session failed.
-    #[error(transparent)]
-    Session(#[from] SessionError),
-}
-
-impl SftpError {
-    fn protocol(detail: impl Into<String>) -> SftpError {
-        SftpError::Protocol { detail: detail.into() }
-    }
-
-    /// Whether the guest is gone.
-    pub fn is_disconnect(&self) -> bool {
-        matches!(self, SftpError::Session(error) if error.is_disconnect())
-    }
-}
 
 /// A request that was made: its number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -515,21 +442,4 @@ fn take(
         Some(_) => {}
     }
     Ok(())
-}
-
-/// Turns an answer that was not hoped for into an error.
-pub(crate) fn refused(reply: Reply, action: &'static str, path: &[u8]) -> SftpError {
-    match reply {
-        Reply::Status { message, code } => {
-            let message = if message.is_empty() { format!("status {code}") } else { message };
-            refusal(action, path, message)
-        }
-        _ => SftpError::protocol(format!("another answer than a request to {action} has")),
-    }
-}
-
-/// Makes an error of a path.
-pub(crate) fn refusal(action: &'static str, path: &[u8], message: impl Into<String>) -> SftpError {
-    let path = String::from_utf8_lossy(path).escape_debug().to_string();
-    SftpError::Refused { action, path, message: message.into() }
 }

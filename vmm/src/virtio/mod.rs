@@ -16,6 +16,7 @@ pub mod chain;
 pub mod net;
 pub mod queue;
 pub mod rng;
+mod serve;
 pub mod signals;
 pub mod transport;
 mod wait;

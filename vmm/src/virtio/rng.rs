@@ -10,9 +10,9 @@ use virtio_bindings::virtio_ids::VIRTIO_ID_RNG;
 use virtio_queue::QueueState;
 
 use super::chain::{Chain, Cursor};
-use super::queue::{Popped, QueueFault, Virtqueue};
-use super::worker::{Stop, Worker, stop_all};
-use super::{ActivateError, Activation, VirtioDevice, wait};
+use super::queue::Virtqueue;
+use super::worker::{Worker, stop_all};
+use super::{ActivateError, Activation, VirtioDevice, serve};
 use crate::random;
 
 /// Most bytes for one request.
@@ -69,11 +69,7 @@ impl VirtioDevice for RngDevice {
         let source = self.source.clone();
         let worker = Worker::spawn("rng", move |stop| {
             let mut source = source.lock().unwrap_or_else(PoisonError::into_inner);
-            let mut server = Server { queue, source: &mut source, chain: Chain::default() };
-            if let Err(fault) = server.run(stop) {
-                server.queue.signals().needs_reset(fault);
-            }
-            vec![(server.queue.index(), server.queue.state())]
+            serve::serve(vec![queue], stop, |queue, chain| fill(queue, chain, &mut source))
         })?;
         self.workers.push(worker);
         Ok(())
@@ -84,59 +80,20 @@ impl VirtioDevice for RngDevice {
     }
 }
 
-struct Server<'s> {
-    queue: Virtqueue,
-    source: &'s mut Source,
-    chain: Chain,
-}
-
-impl Server<'_> {
-    fn run(&mut self, stop: &Stop) -> Result<(), QueueFault> {
-        loop {
-            wait::clear(self.queue.kick());
-            while !stop.is_set() && self.next()? {}
-            if stop.is_set() {
-                return Ok(());
-            }
-            if self.queue.enable_kicks()? {
-                continue;
-            }
-            let fds = [wait::fd(self.queue.kick()), wait::fd(stop.event())];
-            if let Err(error) = wait::readable(fds, None) {
-                self.queue.signals().needs_reset(error);
-                return Ok(());
-            }
-        }
+/// Fills the buffers of a request. Returns the bytes written.
+fn fill(queue: &Virtqueue, chain: &Chain, source: &mut Source) -> u32 {
+    let mut data = Cursor::new(&chain.writable);
+    let mut bytes = [0; MAX_FILL];
+    let len = data.remaining().min(MAX_FILL as u64) as usize;
+    if let Err(error) = source(&mut bytes[..len]) {
+        tracing::error!(%error, "the host gives no random bytes");
+        return 0;
     }
-
-    fn next(&mut self) -> Result<bool, QueueFault> {
-        let written = match self.queue.pop(&mut self.chain)? {
-            Popped::Empty => return Ok(false),
-            Popped::Malformed(malformed) => {
-                self.queue.signals().complain(malformed);
-                0
-            }
-            Popped::Request => self.fill(),
-        };
-        self.queue.publish(&[(self.chain.head, written)])?;
-        self.queue.notify()?;
-        Ok(true)
-    }
-
-    fn fill(&mut self) -> u32 {
-        let mut data = Cursor::new(&self.chain.writable);
-        let mut bytes = [0; MAX_FILL];
-        let len = data.remaining().min(MAX_FILL as u64) as usize;
-        if let Err(error) = (self.source)(&mut bytes[..len]) {
-            tracing::error!(%error, "the host gives no random bytes");
-            return 0;
-        }
-        match data.write(self.queue.memory(), &bytes[..len]) {
-            Ok(written) => written as u32,
-            Err(error) => {
-                self.queue.signals().complain(error);
-                0
-            }
+    match data.write(queue.memory(), &bytes[..len]) {
+        Ok(written) => written as u32,
+        Err(error) => {
+            queue.signals().complain(error);
+            0
         }
     }
 }

@@ -9,7 +9,7 @@
 //! offered: 2. Some look for it at 3, after a mistake of a well-known device. As none of the three has another meaning here, all
 //! are reporting queues. See VIRTIO 1.2, section 5.5.
 
-mod serve;
+mod request;
 
 #[cfg(test)]
 mod tests;
@@ -18,7 +18,7 @@ use virtio_bindings::virtio_ids::VIRTIO_ID_BALLOON;
 use virtio_queue::QueueState;
 
 use super::worker::{Worker, stop_all};
-use super::{ActivateError, Activation, VirtioDevice, feature, read_bytes};
+use super::{ActivateError, Activation, VirtioDevice, feature, read_bytes, serve};
 use crate::snapshot::RestoreError;
 
 /// The driver may take pages out of the balloon when it runs out of memory.
@@ -27,7 +27,7 @@ const DEFLATE_ON_OOM: u32 = 2;
 const PAGE_REPORTING: u32 = 5;
 
 /// Inflate, deflate, and the three numbers of the reporting queue.
-const QUEUES: usize = 5;
+const QUEUES: usize = serve::MOST_QUEUES;
 /// Offset of `actual`, which the driver writes, behind `num_pages`, which stays 0.
 const ACTUAL: usize = 4;
 /// `num_pages`, `actual`, `free_page_hint_cmd_id` and `poison_val`.
@@ -87,7 +87,9 @@ impl VirtioDevice for BalloonDevice {
             }
         }
         let queues = activation.queues;
-        self.workers.push(Worker::spawn("balloon", move |stop| serve::serve(queues, stop))?);
+        self.workers.push(Worker::spawn("balloon", move |stop| {
+            serve::serve(queues, stop, request::answer)
+        })?);
         Ok(())
     }
 
