@@ -109,8 +109,8 @@ pub fn run(args: &Args, report: Arc<dyn Report>) -> Result<(), Error> {
         link_backing(output, target);
     }
     let progress = image::progress(args.progress, &report, Stage::Convert);
-    let Args { verify, sync, .. } = *args;
-    let options = Options { verify, digest: false, checksums: false, sync };
+    let sync = args.sync || args.habits.wants_sync();
+    let options = Options { verify: args.verify, digest: false, checksums: false, sync };
     let export = kvmbake_convert::export_with(
         source.as_ref(),
         &targets,

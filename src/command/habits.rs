@@ -18,10 +18,10 @@ pub struct Habits {
     /// Copying by the host; done wherever both sides can share data
     #[arg(short = 'C', hide = true)]
     offload: bool,
-    /// How the output is cached; the host's page cache is used
+    /// How the output is cached: the host's page cache is used, and synced where that is asked for
     #[arg(short = 't', value_name = "MODE", hide = true, value_parser = CACHE_MODES)]
     cache: Option<String>,
-    /// How the input is cached; as for the output
+    /// How the input is cached: by the host's page cache
     #[arg(short = 'T', value_name = "MODE", hide = true, value_parser = CACHE_MODES)]
     input_cache: Option<String>,
     /// How many zeroes make a hole; the format's unit decides
@@ -39,6 +39,11 @@ pub struct Habits {
 }
 
 impl Habits {
+    /// Whether what is written must be on the disk at the end.
+    pub fn wants_sync(&self) -> bool {
+        matches!(self.cache.as_deref(), Some("writethrough" | "directsync"))
+    }
+
     /// Refuses what would change the result.
     ///
     /// # Errors
@@ -65,5 +70,27 @@ impl Habits {
             return Ok(());
         };
         Err(Error::usage(message).hint(hint))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        habits: Habits,
+    }
+
+    #[test]
+    fn cache_modes_that_promise_durability_sync() {
+        for (mode, synced) in [("writethrough", true), ("directsync", true), ("none", false)] {
+            let line = Line::parse_from(["convert", "-t", mode]);
+            assert_eq!(line.habits.wants_sync(), synced, "{mode}");
+        }
+        assert!(!Line::parse_from(["convert", "-T", "directsync"]).habits.wants_sync());
     }
 }

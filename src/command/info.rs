@@ -38,10 +38,8 @@ pub fn run(args: &Args) -> Result<(), Error> {
 }
 
 fn as_text(info: &ImageInfo, probed: bool) -> String {
-    let mut text = String::new();
-    let mut line = |name: &str, value: String| {
-        let _ = writeln!(text, "{name:<18} {}", printable(&value));
-    };
+    let mut lines = Vec::new();
+    let mut line = |name: &'static str, value: String| lines.push((name, printable(&value)));
     let size = |bytes| format!("{} ({bytes} bytes)", Size(bytes));
     line("image", info.path.display().to_string());
     line("format", format!("{}{}", info.format, if probed { " (probed)" } else { "" }));
@@ -66,6 +64,11 @@ fn as_text(info: &ImageInfo, probed: bool) -> String {
     for base in &info.chain {
         let about = format!("{}, {}", base.format, size(base.virtual_size));
         line("based on", format!("{}  {about}", base.path.display()));
+    }
+    let width = lines.iter().map(|(name, _)| name.len()).max().unwrap_or(0);
+    let mut text = String::new();
+    for (name, value) in lines {
+        let _ = writeln!(text, "{name:<width$}  {value}");
     }
     text
 }
