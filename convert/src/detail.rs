@@ -9,7 +9,6 @@ pub(crate) type Details = Vec<(&'static str, Detail)>;
 
 /// The value of a detail.
 #[derive(Debug, Clone, PartialEq, Eq)]
-#[non_exhaustive]
 pub enum Detail {
     /// A count, or a number of bytes.
     Number(u64),

@@ -123,6 +123,6 @@ fn detail(value: &Detail) -> Value {
         Detail::Number(number) => Value::from(*number),
         Detail::Flag(flag) => Value::from(*flag),
         Detail::List(texts) => Value::from(texts.as_slice()),
-        other => Value::from(other.to_string()),
+        Detail::Text(text) => Value::from(text.as_str()),
     }
 }

@@ -95,46 +95,35 @@ pub fn main() -> u8 {
     let json = matches!(&cli.command, Command::Run(args) if args.json);
     let secrets = Secrets::default();
     let reporter: Arc<dyn Report> = Redacted::new(report::for_process(json), secrets.clone());
+    let done = |()| 0;
     let result = match cli.command {
-        Command::Run(args) => match run::run(&args, Arc::clone(&reporter), &secrets) {
-            Ok(code) => return code,
-            Err(error) => Err(error),
-        },
-        Command::Plan(args) => plan::run(&args, Arc::clone(&reporter), &secrets),
-        Command::Shell(args) => match shell::run(&args, Arc::clone(&reporter), &secrets) {
-            Ok(code) => return code,
-            Err(error) => Err(error),
-        },
-        Command::Test(args) => test::run(&args, Arc::clone(&reporter), &secrets),
-        Command::Watch(args) => watch::run(&args, Arc::clone(&reporter), &secrets),
-        Command::Ps(args) => ps::run(&args),
-        Command::Ssh(args) => match ssh::run(&args) {
-            Ok(code) => return code,
-            Err(error) => Err(error),
-        },
-        Command::Console(args) => console::run(&args),
-        Command::Retry(args) => retry::run(&args),
-        Command::Stop(args) => stop::run(&args),
-        Command::Nc(args) => nc::run(&args),
-        Command::Validate(args) => validate::run(&args, Arc::clone(&reporter), &secrets),
-        Command::Convert(args) => convert::run(&args, Arc::clone(&reporter)),
-        Command::Info(args) => info::run(&args),
-        Command::Check(args) => check::run(&args),
-        Command::Compare(args) => match compare::run(&args, Arc::clone(&reporter)) {
-            Ok(code) => return code,
-            Err(error) => Err(error),
-        },
-        Command::Measure(args) => measure::run(&args, &*reporter),
-        Command::Cache(args) => cache::run(&args),
-        Command::Init(args) => init::run(&args),
-        Command::Import(args) => import::run(&args),
-        Command::Schema(args) => schema::run(&args),
-        Command::Man(args) => man::run(&args),
-        Command::Completions(args) => completions::run(&args),
-        Command::Doctor(args) => doctor::run(&args),
+        Command::Run(args) => run::run(&args, Arc::clone(&reporter), &secrets),
+        Command::Plan(args) => plan::run(&args, Arc::clone(&reporter), &secrets).map(done),
+        Command::Shell(args) => shell::run(&args, Arc::clone(&reporter), &secrets),
+        Command::Test(args) => test::run(&args, Arc::clone(&reporter), &secrets).map(done),
+        Command::Watch(args) => watch::run(&args, Arc::clone(&reporter), &secrets).map(done),
+        Command::Ps(args) => ps::run(&args).map(done),
+        Command::Ssh(args) => ssh::run(&args),
+        Command::Console(args) => console::run(&args).map(done),
+        Command::Retry(args) => retry::run(&args).map(done),
+        Command::Stop(args) => stop::run(&args).map(done),
+        Command::Nc(args) => nc::run(&args).map(done),
+        Command::Validate(args) => validate::run(&args, Arc::clone(&reporter), &secrets).map(done),
+        Command::Convert(args) => convert::run(&args, Arc::clone(&reporter)).map(done),
+        Command::Info(args) => info::run(&args).map(done),
+        Command::Check(args) => check::run(&args).map(done),
+        Command::Compare(args) => compare::run(&args, Arc::clone(&reporter)),
+        Command::Measure(args) => measure::run(&args, &*reporter).map(done),
+        Command::Cache(args) => cache::run(&args).map(done),
+        Command::Init(args) => init::run(&args).map(done),
+        Command::Import(args) => import::run(&args).map(done),
+        Command::Schema(args) => schema::run(&args).map(done),
+        Command::Man(args) => man::run(&args).map(done),
+        Command::Completions(args) => completions::run(&args).map(done),
+        Command::Doctor(args) => doctor::run(&args).map(done),
     };
     match result {
-        Ok(()) => 0,
+        Ok(code) => code,
         Err(error) => {
             reporter.event(report::Event::Failed(&error));
             error.blame.exit_code()

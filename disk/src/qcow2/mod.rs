@@ -1,9 +1,9 @@
 //! qcow2 images, over the `imago` crate.
 //!
 //! `open` and `overlay` make the disks: `header`, `structure` and `refcounts` check a file before imago
-//! sees it, `store` is what imago reads and writes through. This file turns imago's view into a [`Block`]
-//! and adds what it leaves out:
-//! freeing the host's space on discard, walking the data extents, and taking any disk as backing.
+//! sees it, `store` is what imago reads and writes through. This file turns imago's view into a
+//! [`Block`] and adds what it leaves out: freeing the host's space on discard, walking the data
+//! extents, and taking any disk as backing.
 //!
 //! Images with zstd clusters or extended L2 entries, which imago does not know, and dirty ones, which
 //! it refuses, are read through `reader` and not written.
